@@ -1,0 +1,84 @@
+//go:build crashpoint && linux
+
+package crashpoint
+
+import (
+	"fmt"
+	"os"
+	"runtime"
+	"slices"
+	"strconv"
+	"sync/atomic"
+	"syscall"
+	"time"
+)
+
+// Enabled is true in builds in which Hit can kill the process.
+const Enabled = true
+
+// The environment is read once: what a process does is decided by who starts it.
+var (
+	crashAt  = os.Getenv("ONECOPY_CRASH_AT")
+	skip     = skipFromEnv()
+	stopAt   = os.Getenv("ONECOPY_STOP_AT")
+	stopFile = os.Getenv("ONECOPY_STOP_FILE")
+)
+
+var (
+	hits    atomic.Int64
+	stopped atomic.Bool
+)
+
+// Hit marks a named step: the process may be killed or stopped here.
+func Hit(name string) {
+	// Names may be computed, so that only this can see them all.
+	if !slices.Contains(Points, name) {
+		panic("crashpoint: " + name + " is missing in Points")
+	}
+	if name == stopAt && stopped.CompareAndSwap(false, true) {
+		stop()
+	}
+	if name == crashAt && hits.Add(1) == skip+1 {
+		crash()
+	}
+}
+
+func crash() {
+	must(syscall.Kill(os.Getpid(), syscall.SIGKILL))
+	for { // the signal is on its way; take no further step
+		time.Sleep(time.Hour)
+	}
+}
+
+func stop() {
+	if stopFile != "" {
+		f, err := os.OpenFile(stopFile, os.O_CREATE|os.O_WRONLY, 0o600)
+		must(err)
+		_, err = f.WriteString(stopAt + "\n")
+		must(err)
+		must(f.Close())
+	}
+	// A signal for the process may be handled by another thread while this one
+	// runs on for a few instructions. One for this thread stops it here.
+	runtime.LockOSThread()
+	defer runtime.UnlockOSThread()
+	must(syscall.Tgkill(os.Getpid(), syscall.Gettid(), syscall.SIGSTOP))
+}
+
+func skipFromEnv() int64 {
+	s := os.Getenv("ONECOPY_CRASH_SKIP")
+	if s == "" {
+		return 0
+	}
+	n, err := strconv.ParseInt(s, 10, 64)
+	must(err)
+	return n
+}
+
+// must: a step that should have killed the process and did not makes its test
+// worthless, so nothing here may fail quietly.
+func must(err error) {
+	if err != nil {
+		panic(fmt.Sprintf("crashpoint: %v", err))
+	}
+}
