@@ -1,0 +1,106 @@
+//go:build linux
+
+package main
+
+import (
+	"fmt"
+	"os"
+	"strings"
+)
+
+const (
+	markBegin = "<!-- bench:begin -->"
+	markEnd   = "<!-- bench:end -->"
+)
+
+// replaceMarked replaces the text between the marks of a file; with no text it only looks for the marks.
+func replaceMarked(path, text string) error {
+	old, err := os.ReadFile(path)
+	if err != nil {
+		return err
+	}
+	before, rest, ok1 := strings.Cut(string(old), markBegin)
+	_, after, ok2 := strings.Cut(rest, markEnd)
+	if !ok1 || !ok2 {
+		return fmt.Errorf("%s has no %s ... %s", path, markBegin, markEnd)
+	}
+	if text == "" {
+		return nil
+	}
+	return os.WriteFile(path, []byte(before+markBegin+"\n"+text+markEnd+after), 0o644)
+}
+
+// markdown is the results for the README.
+func (r *results) markdown() string {
+	var out strings.Builder
+	fmt.Fprintf(&out, "Measured on %s with\n\n```console\n$ %s\n```\n\n", r.Machine.Started.Format("2006-01-02"), strings.Join(append([]string{"go run ./bench"}, r.Machine.Args...), " "))
+	fmt.Fprintf(&out, "```text\n%s\n```\n\n**Memory saved**\n\n", r.Machine)
+	for _, line := range r.headline() {
+		fmt.Fprintf(&out, "- %s\n", line)
+	}
+	fmt.Fprintf(&out, "\n**Where onecopy is not better**\n\n")
+	for _, line := range append(r.costs(), r.notBetter()...) {
+		fmt.Fprintf(&out, "- %s\n", line)
+	}
+	if remarks := r.remarks(); len(remarks) > 0 {
+		fmt.Fprintf(&out, "\n**Remarks**\n\n- %s\n", strings.Join(remarks, "\n- "))
+	}
+	fmt.Fprintf(&out, "\n**All figures.** Each cell is the median of the rounds with the range; 1 MB is 1,000,000 bytes.\n")
+	fmt.Fprintf(&out, "`private` is a copy of its own in each worker, `mmap` maps the file of the local disk with a warm page cache (the\n")
+	fmt.Fprintf(&out, "honest rival), `onecopy` finds the model loaded, and with `onecopy-empty` one of the workers loads it. Memory is the PSS of\n")
+	fmt.Fprintf(&out, "the model's pages, page tables are VmPTE less that of idle workers, both for all workers together. Times are ms from the start of\n")
+	fmt.Fprintf(&out, "the first process to the last worker's own first statement (started), first byte (usable) and last byte (read), and from `kill -9`\n")
+	fmt.Fprintf(&out, "of all workers to the last new worker's first byte (again); scans are those of the slowest worker.\n")
+	for _, size := range r.loadedSizes() {
+		fmt.Fprintf(&out, "\n%s.\n", r.loadText(size))
+	}
+	r.markdownGroups(&out, workerColumnsShort, func(g group) bool { return g.users == 1 })
+	r.markdownGroups(&out, userColumns, func(g group) bool { return g.users > 1 })
+	return out.String()
+}
+
+// workerColumnsShort leaves out what the last worker's columns tell, too. The JSON lines have everything.
+var workerColumnsShort = []column{
+	{memory, "memory", "MB"},
+	{saved, "saved", "%"},
+	{tables, "page tables", "kB"},
+	{start, "started", "ms"},
+	{usableN, "usable", "ms"},
+	{readN, "read", "ms"},
+	{scan1, "1st scan", "ms"},
+	{scan2, "2nd scan", "ms"},
+	{again, "again", "ms"},
+}
+
+func (r *results) markdownGroups(out *strings.Builder, columns []column, belongs func(group) bool) {
+	for _, g := range r.groups() {
+		if !belongs(g) {
+			continue
+		}
+		fmt.Fprintf(out, "\n%s:\n\n| way |", g.title())
+		for _, c := range columns {
+			fmt.Fprintf(out, " %s, %s |", c.head, c.unit)
+		}
+		fmt.Fprintf(out, "\n| --- |%s\n", strings.Repeat(" ---: |", len(columns)))
+		for _, way := range allWays {
+			if reason := r.skipped(g, way); reason != "" {
+				fmt.Fprintf(out, "| %s | skipped: %s |%s\n", g.label(way), reason, strings.Repeat(" |", len(columns)-1))
+			}
+			rounds := r.rounds(g, way)
+			if len(rounds) == 0 {
+				continue
+			}
+			fmt.Fprintf(out, "| %s |", g.label(way))
+			for _, c := range columns {
+				middle, span := c.cell(rounds, spread.middle), c.cell(rounds, spread.span)
+				if middle == span {
+					span = ""
+				} else {
+					span = " (" + span + ")"
+				}
+				fmt.Fprintf(out, " %s%s |", middle, span)
+			}
+			fmt.Fprintln(out)
+		}
+	}
+}
