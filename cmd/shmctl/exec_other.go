@@ -1,0 +1,13 @@
+//go:build !unix
+
+package main
+
+import (
+	"errors"
+	"fmt"
+	"os"
+)
+
+func execWith(string, []string, []string, *os.File) error {
+	return fmt.Errorf("exec: %w", errors.ErrUnsupported)
+}

@@ -1,0 +1,363 @@
+//go:build linux
+
+package main
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"flag"
+	"fmt"
+	"io"
+	"os"
+	"os/exec"
+	"os/signal"
+	"path/filepath"
+	"regexp"
+	"runtime"
+	"strconv"
+	"strings"
+	"sync"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/rogpeppe/go-internal/testscript"
+	"golang.org/x/sys/unix"
+
+	"github.com/onecopy/onecopy/internal/layout"
+	"github.com/onecopy/onecopy/registry"
+)
+
+// The scripts run real processes: the test binary, called by one of these
+// names, is that program.
+func TestMain(m *testing.M) {
+	testscript.Main(m, map[string]func(){
+		"shmctl":    shmctlMain,
+		"as-nobody": asNobody,
+		"holdmodel": holdModel,
+		"closefds":  closeFDs,
+		"unleased":  unleased,
+		"report":    reportExit,
+		"normjson":  normJSON,
+		"on-pty":    onPTY,
+	})
+}
+
+var update = flag.Bool("update", false, "rewrite the expected output in the scripts")
+
+func TestScripts(t *testing.T) {
+	if _, err := os.Stat("/dev/shm"); err != nil {
+		t.Skipf("no /dev/shm: %v", err)
+	}
+	testscript.Run(t, testscript.Params{
+		Dir:                "testdata/script",
+		RequireUniqueNames: true,
+		UpdateScripts:      *update,
+		Setup: func(e *testscript.Env) error {
+			dir, err := os.MkdirTemp("/dev/shm", "onecopy-test-")
+			if err != nil {
+				return err
+			}
+			e.Defer(func() { os.RemoveAll(dir) })
+			// The registry is a directory that does not exist yet, so that
+			// scripts see it being created.
+			e.Setenv("ONECOPY_DIR", dir+"/r")
+			e.Setenv("TERM", "xterm")
+			e.Setenv("TZ", "Asia/Tokyo")            // output is UTC wherever it is made
+			e.Setenv("GORACE", "atexit_sleep_ms=0") // the race detector's second at each exit
+			return nil
+		},
+		Condition: func(cond string) (bool, error) {
+			if cond == "root" {
+				return os.Geteuid() == 0, nil
+			}
+			return false, fmt.Errorf("unknown condition %q", cond)
+		},
+		Cmds: map[string]func(*testscript.TestScript, bool, []string){
+			"exits":   scriptExits,
+			"capture": scriptCapture,
+		},
+	})
+}
+
+// scriptExits runs a program that must end with an exit code: exits 5 shmctl rm bert
+func scriptExits(ts *testscript.TestScript, neg bool, args []string) {
+	if neg || len(args) < 2 {
+		ts.Fatalf("usage: exits code program [args...]")
+	}
+	want, err := strconv.Atoi(args[0])
+	ts.Check(err)
+	got := 0
+	if err := ts.Exec(args[1], args[2:]...); err != nil {
+		var ee *exec.ExitError
+		if !errors.As(err, &ee) {
+			ts.Fatalf("%v", err)
+		}
+		if got = ee.ExitCode(); got < 0 {
+			ts.Fatalf("%s: %v", args[1], err)
+		}
+	}
+	if got != want {
+		ts.Fatalf("exit code %d, want %d", got, want)
+	}
+}
+
+// scriptCapture keeps a piece of text: capture VARIABLE file regexp
+func scriptCapture(ts *testscript.TestScript, neg bool, args []string) {
+	if neg || len(args) != 3 {
+		ts.Fatalf("usage: capture variable file regexp")
+	}
+	m := regexp.MustCompile(args[2]).FindStringSubmatch(ts.ReadFile(args[1]))
+	if len(m) != 2 {
+		ts.Fatalf("%s: no match for %s with one group", args[1], args[2])
+	}
+	ts.Setenv(args[0], m[1])
+}
+
+// shmctlMain is the program itself, with loads that can be held up:
+//
+//	TEST_HOLD=p      a load tells FIFO p.loading that it has begun, and goes
+//	                 on when FIFO p.go says so, or when it is cancelled, which
+//	                 it tells FIFO p.cancelled
+//	TEST_HANG=1      ... but does not go on after it was cancelled
+//	TEST_WAITING=p   a load that waits for another process tells FIFO p
+func shmctlMain() {
+	a := newApp(os.Stdin, os.Stdout, os.Stderr, os.Environ())
+	if p := os.Getenv("TEST_HOLD"); p != "" {
+		var once sync.Once
+		a.progress = func(ctx context.Context, _, _ int64) { once.Do(func() { hold(ctx, p) }) }
+	}
+	if p := os.Getenv("TEST_WAITING"); p != "" {
+		a.waiting = func() { tell(p, "waiting") }
+	}
+	os.Exit(a.run(os.Args[1:]))
+}
+
+func hold(ctx context.Context, p string) {
+	tell(p+".loading", "loading")
+	proceed := make(chan struct{})
+	go func() {
+		os.ReadFile(p + ".go")
+		close(proceed)
+	}()
+	select {
+	case <-proceed:
+	case <-ctx.Done():
+		tell(p+".cancelled", "cancelled")
+		if os.Getenv("TEST_HANG") != "" {
+			time.Sleep(time.Hour)
+		}
+	}
+}
+
+// tell writes to a FIFO; it waits until somebody reads.
+func tell(fifo, text string) {
+	if err := os.WriteFile(fifo, []byte(text+"\n"), 0); err != nil {
+		fmt.Fprintln(os.Stderr, err)
+	}
+}
+
+// as-nobody ARGS... is shmctl run by another user.
+func asNobody() {
+	const nobody = 65534
+	for _, err := range []error{syscall.Setgroups(nil), syscall.Setgid(nobody), syscall.Setuid(nobody)} {
+		if err != nil {
+			fmt.Fprintln(os.Stderr, err)
+			os.Exit(99)
+		}
+	}
+	shmctlMain()
+}
+
+var touched byte // keeps the compiler from leaving reads out
+
+// holdmodel KEY FIFO attaches a model, tells FIFO so and keeps it until killed.
+func holdModel() {
+	m, err := func() (*registry.Model, error) {
+		r, err := registry.Open(registry.DefaultDir(), &registry.Options{MustExist: true})
+		if err != nil {
+			return nil, err
+		}
+		return r.Get(os.Args[1])
+	}()
+	if err != nil {
+		tell(os.Args[2], err.Error())
+		os.Exit(1)
+	}
+	for _, f := range m.Files() { // resident, so that there is something to see
+		b, err := m.Bytes(f.Path)
+		if err != nil {
+			tell(os.Args[2], err.Error())
+			os.Exit(1)
+		}
+		for i := 0; i < len(b); i += 4096 {
+			touched += b[i]
+		}
+	}
+	tell(os.Args[2], fmt.Sprintf("ready %d", os.Getpid()))
+	time.Sleep(time.Hour)
+}
+
+// closefds FIFO closes every descriptor it does not know, as daemons do.
+func closeFDs() {
+	fds, err := os.ReadDir("/proc/self/fd")
+	if err != nil {
+		fmt.Fprintln(os.Stderr, err)
+	}
+	for _, e := range fds {
+		fd, _ := strconv.Atoi(e.Name())
+		link, _ := os.Readlink("/proc/self/fd/" + e.Name())
+		if fd > 2 && !strings.HasPrefix(link, "anon_inode:") { // the runtime's own
+			syscall.Close(fd)
+		}
+	}
+	tell(os.Args[1], "ready")
+	time.Sleep(time.Hour)
+}
+
+// unleased waits until nobody holds the only model of the registry.
+func unleased() {
+	names, _ := filepath.Glob(filepath.Join(registry.DefaultDir(), layout.Folder, layout.ModelsDir, "*"+layout.ManifestExt))
+	if len(names) != 1 {
+		fmt.Fprintln(os.Stderr, "want one manifest, got", names)
+		os.Exit(1)
+	}
+	fd, err := syscall.Open(names[0], syscall.O_RDONLY|syscall.O_CLOEXEC, 0)
+	if err == nil {
+		for err = syscall.EINTR; err == syscall.EINTR; {
+			err = syscall.Flock(fd, syscall.LOCK_EX)
+		}
+	}
+	if err != nil {
+		fmt.Fprintln(os.Stderr, err)
+		os.Exit(1)
+	}
+}
+
+// report FILE PROGRAM ARGS... runs a program, hands signals on to it, and
+// writes its exit code into FILE.
+func reportExit() {
+	runtime.LockOSThread() // Pdeathsig is about the thread
+	cmd := exec.Command(os.Args[2], os.Args[3:]...)
+	cmd.Stdin, cmd.Stdout, cmd.Stderr = os.Stdin, os.Stdout, os.Stderr
+	cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
+	c := make(chan os.Signal, 2)
+	signal.Notify(c, os.Interrupt, syscall.SIGTERM)
+	if err := cmd.Start(); err != nil {
+		fmt.Fprintln(os.Stderr, err)
+		os.Exit(1)
+	}
+	go func() {
+		for s := range c {
+			cmd.Process.Signal(s)
+		}
+	}()
+	cmd.Wait()
+	text := cmd.ProcessState.String()
+	if err := os.WriteFile(os.Args[1], []byte(text+"\n"), 0o666); err != nil {
+		os.Exit(1)
+	}
+}
+
+var genName = regexp.MustCompile(`[0-9a-f]{16}-([0-9]+)`)
+
+// normjson rewrites JSON documents so that what differs from run to run and
+// from machine to machine does not, and sorts their members.
+func normJSON() {
+	d := json.NewDecoder(os.Stdin)
+	d.UseNumber()
+	for {
+		var v any
+		err := d.Decode(&v)
+		if err == io.EOF {
+			return
+		}
+		if err != nil {
+			fmt.Fprintln(os.Stderr, err)
+			os.Exit(1)
+		}
+		b, _ := json.MarshalIndent(norm("", v), "", "  ")
+		fmt.Printf("%s\n", b)
+	}
+}
+
+func norm(name string, v any) any {
+	switch v := v.(type) {
+	case map[string]any:
+		for k := range v {
+			v[k] = norm(k, v[k])
+		}
+		return v
+	case []any:
+		for i := range v {
+			v[i] = norm(name, v[i])
+		}
+		return v
+	case json.Number:
+		switch name {
+		case "load_seconds", "pid", "uid", "resident_bytes", "proportional_bytes", "budget_bytes", "free_bytes",
+			"size_bytes", "used_bytes", "freed_bytes", "collapsed_bytes", "copied_bytes", "direct_bytes", "fallbacks":
+			return "NUMBER"
+		}
+		return v
+	case string:
+		if _, err := time.Parse(time.RFC3339Nano, v); err == nil {
+			if !strings.HasSuffix(v, "Z") {
+				return "NOT UTC: " + v
+			}
+			return "TIME"
+		}
+		if name == "epoch" || name == "command" {
+			return strings.ToUpper(name)
+		}
+		v = strings.ReplaceAll(v, os.Getenv("ONECOPY_DIR"), "$ONECOPY_DIR")
+		v = strings.ReplaceAll(v, os.Getenv("WORK"), "$WORK")
+		return genName.ReplaceAllString(v, "EPOCH-$1")
+	}
+	return v
+}
+
+// on-pty PROGRAM ARGS... runs a program with stdout and stderr on a terminal of
+// 200 columns, and writes what came to it.
+func onPTY() {
+	code, out, err := runOnPTY(os.Args[1], os.Args[2:]...)
+	if err != nil {
+		fmt.Fprintln(os.Stderr, err)
+		os.Exit(1)
+	}
+	fmt.Print(out)
+	os.Exit(code)
+}
+
+func runOnPTY(name string, args ...string) (code int, out string, err error) {
+	ctrl, err := os.OpenFile("/dev/ptmx", os.O_RDWR|syscall.O_NOCTTY, 0)
+	if err != nil {
+		return 0, "", err
+	}
+	defer ctrl.Close()
+	n, err := unix.IoctlGetInt(int(ctrl.Fd()), unix.TIOCGPTN)
+	if err != nil {
+		return 0, "", err
+	}
+	if err := unix.IoctlSetPointerInt(int(ctrl.Fd()), unix.TIOCSPTLCK, 0); err != nil {
+		return 0, "", err
+	}
+	if err := unix.IoctlSetWinsize(int(ctrl.Fd()), unix.TIOCSWINSZ, &unix.Winsize{Row: 40, Col: 200}); err != nil {
+		return 0, "", err
+	}
+	tty, err := os.OpenFile("/dev/pts/"+strconv.Itoa(n), os.O_RDWR|syscall.O_NOCTTY, 0)
+	if err != nil {
+		return 0, "", err
+	}
+	cmd := exec.Command(name, args...)
+	cmd.Stdout, cmd.Stderr = tty, tty
+	if err := cmd.Start(); err != nil {
+		tty.Close()
+		return 0, "", err
+	}
+	tty.Close()
+	b, _ := io.ReadAll(ctrl) // ends with EIO when the last holder of the terminal has gone
+	cmd.Wait()
+	return cmd.ProcessState.ExitCode(), string(b), nil
+}
