@@ -45,6 +45,7 @@ type problemJSON struct {
 	Path   *string `json:"path"`
 	Text   string  `json:"text"`
 	Repair *string `json:"repair"`
+	Note   bool    `json:"note"` // nothing is broken
 }
 
 type checkJSON struct {
@@ -77,8 +78,9 @@ func (a *app) check(cmd *cobra.Command, o registry.CheckOptions) error {
 	if err := a.writeProblems(ps); err != nil {
 		return err
 	}
-	if len(ps) > 0 {
-		return fmt.Errorf("%w: %d", errProblems, len(ps))
+	broken := slices.DeleteFunc(slices.Clone(ps), func(p registry.Problem) bool { return p.Note })
+	if len(broken) > 0 {
+		return fmt.Errorf("%w: %d", errProblems, len(broken))
 	}
 	return nil
 }
@@ -86,7 +88,7 @@ func (a *app) check(cmd *cobra.Command, o registry.CheckOptions) error {
 func (a *app) writeProblems(ps []registry.Problem) error {
 	docs := make([]problemJSON, len(ps))
 	for i, p := range ps {
-		docs[i] = problemJSON{p.Kind, orNull(p.Key), orNull(p.Path), p.Text, orNull(nameKey(p.Repair, p.Key))}
+		docs[i] = problemJSON{p.Kind, orNull(p.Key), orNull(p.Path), p.Text, orNull(nameKey(p.Repair, p.Key)), p.Note}
 	}
 	switch a.output {
 	case formatJSON:

@@ -202,6 +202,17 @@ func (t *Table) Lookup(key string) (f Found, ok bool) {
 	return f, false
 }
 
+// Named counts the index entries: about as many slots are not FREE. It reads
+// only the index, which is a small part of the table.
+func (t *Table) Named() (n int) {
+	for pos := uint32(0); pos <= t.mask; pos++ {
+		if e := t.indexAt(pos); e != indexEmpty && e != indexDeleted {
+			n++
+		}
+	}
+	return n
+}
+
 // Scan is Lookup without the index, for a holder of T that must not believe a
 // torn index: the slot that names key and is not FREE, else the FREE slot that
 // named it last.

@@ -1,0 +1,395 @@
+//go:build (amd64 || arm64) && !onecopy_private
+
+package registry
+
+import (
+	"context"
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"os"
+	"time"
+
+	"github.com/cespare/xxhash/v2"
+	"github.com/edsrzf/mmap-go"
+	"golang.org/x/sys/unix"
+
+	"github.com/onecopy/onecopy/internal/crashpoint"
+	"github.com/onecopy/onecopy/internal/digest"
+	"github.com/onecopy/onecopy/internal/layout"
+	"github.com/onecopy/onecopy/lockfile"
+	"github.com/onecopy/onecopy/shm"
+)
+
+// eagerFiles is the number of files up to which attaching maps them all, so that
+// they stay readable when somebody deletes their names.
+const eagerFiles = 64
+
+// tie binds an attachment to the place it came from.
+type tie struct {
+	place *place
+	slot  int
+	word  layout.Word
+	dir   string    // below m/: <epoch>-<gen>/<name>
+	lease mmap.MMap // of the manifest: the kernel keeps the shared lock as long as it is mapped
+}
+
+type mapped struct {
+	m    shm.Mapping
+	done bool
+}
+
+// attach maps the published generation of key.
+func (r *Registry) attach(key string) (*attachment, error) {
+	if err := layout.ValidKey(key); err != nil {
+		return nil, err
+	}
+	mu := &r.host.attaching[xxhash.Sum64String(key)%uint64(len(r.host.attaching))]
+	mu.Lock()
+	defer mu.Unlock()
+	if a := r.hit(key); a != nil { // another goroutine was faster
+		return a, nil
+	}
+	r.stats.misses.Add(1)
+	var a *attachment
+	err := r.host.each(func(p *place) (err error) {
+		a, err = p.attach(r, key)
+		return err
+	})
+	if err != nil {
+		return nil, err
+	}
+	r.stats.attaches.Add(1)
+	r.setLocal(a)
+	return a, nil
+}
+
+// attach is the reader's half of the protocol: no lock is held, no permission to
+// write is needed. ErrNotFound, ErrBusy, ErrGone, ErrCorrupt, errGone.
+func (p *place) attach(r *Registry, key string) (*attachment, error) {
+	busy := 0
+	for try := 0; try < 10_000; try++ {
+		a, err := p.attachOnce(r, key)
+		switch {
+		case err == nil:
+			p.touch(a.tie.slot)
+			return a, nil
+		case errors.Is(err, errMoved):
+			r.stats.retries.Add(1)
+			busy = 0
+		case errors.Is(err, lockfile.ErrLocked):
+			// An evictor or collector tries the lock for a moment; a stranger
+			// may hold it for ever.
+			if busy++; busy == 4 {
+				return nil, ErrBusy
+			}
+			r.stats.retries.Add(1)
+			time.Sleep(50 * time.Microsecond << (2 * busy))
+		case p.isGone() && !errors.Is(err, ErrLimit):
+			return nil, errGone
+		default:
+			return nil, err
+		}
+	}
+	return nil, ErrBusy
+}
+
+func (p *place) attachOnce(r *Registry, key string) (*attachment, error) {
+	f, ok, err := p.find(key)
+	if err != nil {
+		return nil, err
+	}
+	if !ok || f.Word.State() != layout.Ready {
+		return nil, ErrNotFound
+	}
+	moved := func(otherwise error) error {
+		if w, ok := p.word(f.Slot); !ok || w != f.Word {
+			return errMoved
+		}
+		return otherwise
+	}
+	gen := layout.GenName(p.table.Identity().Epoch, f.Word.Generation())
+	file, _, err := p.m.Open(gen + layout.ManifestExt)
+	if err != nil {
+		if errors.Is(err, fs.ErrNotExist) {
+			return nil, moved(ErrNotFound)
+		}
+		return nil, err
+	}
+	defer file.Close()
+	crashpoint.Hit("acquire.open-manifest")
+	if err := lockfile.TryShared(file); err != nil {
+		if errors.Is(err, lockfile.ErrLocked) {
+			return nil, moved(err)
+		}
+		return nil, err
+	}
+	crashpoint.Hit("acquire.lease")
+	if err := moved(nil); err != nil {
+		return nil, err
+	}
+	man, st, err := readManifest(file)
+	if err == nil && st.Nlink == 0 {
+		err = ErrNotFound
+	}
+	if err == nil && (man.Key != key || man.Generation != f.Word.Generation() || uint64(man.Epoch) != p.table.Identity().Epoch) {
+		err = fmt.Errorf("%w: the manifest %s describes key %q, generation %d", ErrCorrupt, file.Name(), man.Key, man.Generation)
+	}
+	if err != nil {
+		return nil, moved(err)
+	}
+	lease, err := mmap.MapRegion(file, int(st.Size), mmap.RDONLY, 0, 0)
+	if err != nil {
+		return nil, &fs.PathError{Op: "mmap", Path: file.Name(), Err: err}
+	}
+	crashpoint.Hit("acquire.map")
+	a := p.newAttachment(r, man, f.Slot, f.Word, lease)
+	if len(man.Files) <= eagerFiles {
+		for i := range man.Files {
+			if _, err := a.fileBytes(i); err != nil {
+				a.detach()
+				return nil, moved(err)
+			}
+		}
+	}
+	return a, nil
+}
+
+// newAttachment takes over the lease and a reference on p.
+func (p *place) newAttachment(r *Registry, man *layout.Manifest, slot int, word layout.Word, lease mmap.MMap) *attachment {
+	a := newAttachment(r, man)
+	p.ref()
+	dir := layout.GenName(uint64(man.Epoch), man.Generation) + "/" + man.Name
+	a.tie = tie{place: p, slot: slot, word: word, dir: dir, lease: lease}
+	a.path = p.m.Join(dir)
+	return a
+}
+
+// readManifest reads and validates a manifest by read(), which a truncated file
+// cannot turn into a fault.
+func readManifest(f *os.File) (*layout.Manifest, *unix.Stat_t, error) {
+	var st unix.Stat_t
+	if err := unix.Fstat(int(f.Fd()), &st); err != nil {
+		return nil, nil, &fs.PathError{Op: "stat", Path: f.Name(), Err: err}
+	}
+	if st.Size == 0 || st.Size > layout.MaxManifest {
+		return nil, nil, fmt.Errorf("%w: %s has %d bytes", ErrCorrupt, f.Name(), st.Size)
+	}
+	b := make([]byte, st.Size)
+	if _, err := f.ReadAt(b, 0); err != nil {
+		if errors.Is(err, io.EOF) {
+			err = ErrCorrupt
+		}
+		return nil, nil, fmt.Errorf("%s: %w", f.Name(), err)
+	}
+	man, err := layout.DecodeManifest(b)
+	if err != nil && !errors.Is(err, ErrVersion) {
+		err = fmt.Errorf("%w: %s: %w", ErrCorrupt, f.Name(), err)
+	}
+	return man, &st, err
+}
+
+// touch notes that the slot's model was attached: hints, written without T.
+func (p *place) touch(slot int) {
+	if p.w == nil {
+		return
+	}
+	n := uint64(0)
+	if guarded(func() error { n = p.table.Hint(slot, layout.HintAttaches); return nil }) == nil {
+		p.writeHints(slot, hint{layout.HintLastAttach, now()}, hint{layout.HintAttaches, n + 1})
+	}
+}
+
+type hint struct {
+	h layout.Hint
+	v uint64
+}
+
+// writeHints stores hints with one aligned 8-byte write each.
+func (p *place) writeHints(slot int, hs ...hint) {
+	f, _, err := p.v1.OpenWritable(layout.TableFile)
+	if err != nil {
+		return
+	}
+	defer f.Close()
+	if fi, err := f.Stat(); err != nil || fi.Size() != p.stat.Size {
+		return
+	}
+	for _, h := range hs {
+		var b [8]byte
+		binary.LittleEndian.PutUint64(b[:], h.v)
+		_, _ = f.WriteAt(b[:], layout.HintOffset(p.table.Slots(), slot, h.h))
+	}
+}
+
+// current reports whether a's generation is still the published one.
+func (a *attachment) current() bool {
+	w, ok := a.tie.place.word(a.tie.slot)
+	return ok && w == a.tie.word && !a.tie.place.gone.Load()
+}
+
+// orphaned reports whether the registry that a came from was deleted.
+func (a *attachment) orphaned() bool { return a.tie.place.isGone() }
+
+// fileBytes maps file i, once.
+func (a *attachment) fileBytes(i int) ([]byte, error) {
+	f := &a.files.maps[i]
+	if f.done {
+		return f.m.Bytes, nil
+	}
+	want := a.manifest.Files[i]
+	file, st, err := a.tie.place.m.Open(a.tie.dir + "/" + want.Path)
+	if err != nil {
+		if errors.Is(err, fs.ErrNotExist) {
+			err = fmt.Errorf("%w: %w", ErrGone, err)
+		}
+		return nil, err
+	}
+	defer file.Close()
+	if st.Size != want.Size {
+		return nil, fmt.Errorf("%w: %s has %d bytes, published were %d", ErrCorrupt, file.Name(), st.Size, want.Size)
+	}
+	if err := a.mapFile(i, file); err != nil {
+		return nil, err
+	}
+	return f.m.Bytes, nil
+}
+
+func (a *attachment) mapFile(i int, file *os.File) error {
+	m, err := shm.Map(file, a.manifest.Files[i].Size, a.r.opts.Populate)
+	if err != nil {
+		return err
+	}
+	a.files.maps[i] = mapped{m: m, done: true}
+	return nil
+}
+
+// detach unmaps everything, the lease last. What nobody names any more is
+// removed; there is no context, so T is only tried.
+func (a *attachment) detach() {
+	for i := range a.files.maps {
+		_ = a.files.maps[i].m.Unmap()
+	}
+	_ = a.tie.lease.Unmap()
+	crashpoint.Hit("use.release")
+	p := a.tie.place
+	defer p.unref()
+	if a.r.host.cannotWrite != nil || p.gone.Load() {
+		return
+	}
+	if w, ok := p.word(a.tie.slot); ok && w == a.tie.word {
+		p.writeHints(a.tie.slot, hint{layout.HintLastRelease, now()})
+		p.expire(a.tie.slot)
+		return
+	}
+	_ = p.retire(context.Background(), a.tie.word.Generation(), true)
+}
+
+// expire evicts what is past its TTL, for a process that has just released the
+// model of slot. A registry in which nothing expires is not searched.
+func (p *place) expire(slot int) {
+	if p.w == nil {
+		return
+	}
+	some := false
+	_ = guarded(func() error {
+		some = p.table.DefaultTTL() != 0 || p.table.Hint(slot, layout.HintTTL) != 0
+		return nil
+	})
+	if !some {
+		return
+	}
+	var gone []removal
+	_ = p.tryTable("collect.lock-table", func(t *tx) error {
+		gone = t.expire()
+		return nil
+	})
+	p.removeAll(gone)
+}
+
+// lease opens the manifest once more and locks it shared.
+func (a *attachment) lease() (*os.File, error) {
+	gen := layout.GenName(uint64(a.manifest.Epoch), a.manifest.Generation)
+	f, st, err := a.tie.place.m.Open(gen + layout.ManifestExt)
+	if err != nil {
+		if errors.Is(err, fs.ErrNotExist) {
+			err = fmt.Errorf("%w: %w", ErrGone, err)
+		}
+		return nil, err
+	}
+	if err = lockfile.TryShared(f); err == nil && st.Nlink == 0 {
+		err = ErrGone
+	}
+	if err != nil {
+		f.Close()
+		return nil, err
+	}
+	return f, nil
+}
+
+// verify digests every chunk of every file again.
+func (a *attachment) verify(ctx context.Context) error {
+	chunks, err := a.chunkDigests()
+	if err != nil {
+		return err
+	}
+	a.files.Lock()
+	defer a.files.Unlock()
+	for i, f := range a.manifest.Files {
+		if root := digest.Root(f.Size, chunks[i]); root != f.Digest {
+			return fmt.Errorf("%w: %s: its chunk digests make %s, the manifest says %s", ErrCorrupt, f.Path, root, f.Digest)
+		}
+		b, err := a.fileBytes(i)
+		if err != nil {
+			return err
+		}
+		for off := int64(0); off < f.Size; off += digest.ChunkBytes {
+			if err := ctx.Err(); err != nil {
+				return err
+			}
+			var sum [digest.Size]byte
+			err := guarded(func() error {
+				sum = digest.Sum(b[off:min(off+digest.ChunkBytes, f.Size)])
+				return nil
+			})
+			n := off / digest.ChunkBytes
+			if err == nil && [digest.Size]byte(chunks[i][n*digest.Size:]) != sum {
+				err = fmt.Errorf("%w: bytes %d to %d differ from what was loaded", ErrCorrupt, off, min(off+digest.ChunkBytes, f.Size))
+			}
+			if err != nil {
+				return fmt.Errorf("%s: chunk %d: %w", f.Path, n, err)
+			}
+		}
+	}
+	return nil
+}
+
+func (a *attachment) chunkDigests() ([][]byte, error) {
+	gen := layout.GenName(uint64(a.manifest.Epoch), a.manifest.Generation)
+	f, st, err := a.tie.place.m.Open(gen + layout.DigestsExt)
+	if err != nil {
+		if errors.Is(err, fs.ErrNotExist) {
+			err = fmt.Errorf("%w: %w", ErrGone, err)
+		}
+		return nil, err
+	}
+	defer f.Close()
+	var chunks int64
+	for _, mf := range a.manifest.Files {
+		chunks += layout.ChunkCount(mf.Size, a.manifest.ChunkBytes)
+	}
+	if st.Size > (chunks+8)*layout.DigestSize {
+		return nil, fmt.Errorf("%w: %s has %d bytes", ErrCorrupt, f.Name(), st.Size)
+	}
+	b, err := io.ReadAll(f)
+	if err != nil {
+		return nil, err
+	}
+	perFile, err := layout.DecodeDigests(b, a.manifest, digest.Algorithm)
+	if err != nil && !errors.Is(err, ErrVersion) {
+		err = fmt.Errorf("%w: %s: %w", ErrCorrupt, f.Name(), err)
+	}
+	return perFile, err
+}

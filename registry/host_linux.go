@@ -1,0 +1,119 @@
+//go:build (amd64 || arm64) && !onecopy_private
+
+package registry
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"sync"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/onecopy/onecopy/lockfile"
+)
+
+// host is the half of a Registry that shares models with other processes.
+type host struct {
+	r *Registry
+
+	mu     sync.Mutex
+	place  *place
+	closed bool
+
+	// attaching keeps the goroutines of this process from mapping one model
+	// twice at the same moment; striped by key.
+	attaching [64]sync.Mutex
+
+	cannotWrite error // why this process may load nothing, found at Open
+}
+
+func (h *host) open(r *Registry) error {
+	h.r = r
+	p, err := openPlace(r.dir, &r.opts, !r.opts.MustExist)
+	if err != nil {
+		return err
+	}
+	h.place = p
+	switch {
+	case p.top.Owner() != uint32(os.Geteuid()):
+		h.cannotWrite = fmt.Errorf("%w: %s belongs to uid %d", ErrReadOnly, r.dir, p.top.Owner())
+	default:
+		// A full tmpfs has no room for the probe's page; that proves nothing.
+		if err := p.top.ProbeLocks(); err != nil && !errors.Is(err, ErrNoSpace) {
+			h.cannotWrite = err
+		}
+	}
+	if h.cannotWrite == nil && !r.opts.MustExist && p.untidy() {
+		// Open has no context: if somebody holds T, he or the next collects.
+		_, err = h.collect(context.Background(), p, true)
+		if err != nil && !errors.Is(err, lockfile.ErrLocked) && !errors.Is(err, errGone) {
+			h.place = nil
+			p.unref()
+			return err
+		}
+	}
+	return nil
+}
+
+func (h *host) close() error {
+	h.mu.Lock()
+	p := h.place
+	h.place, h.closed = nil, true
+	h.mu.Unlock()
+	if p != nil {
+		p.unref()
+	}
+	return nil
+}
+
+// here returns the registry as it is now, referenced. One that was deleted is
+// opened, or made, again.
+func (h *host) here() (*place, error) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	if h.closed {
+		return nil, ErrClosed
+	}
+	if h.place.gone.Load() {
+		p, err := openPlace(h.r.dir, &h.r.opts, !h.r.opts.MustExist)
+		if err != nil {
+			return nil, err
+		}
+		h.place.unref()
+		h.place = p
+	}
+	h.place.ref()
+	return h.place, nil
+}
+
+// each runs fn with the registry as it is, again when it was deleted meanwhile.
+func (h *host) each(fn func(*place) error) error {
+	for range 100 {
+		p, err := h.here()
+		if err != nil {
+			return err
+		}
+		err = fn(p)
+		p.unref()
+		if !errors.Is(err, errGone) {
+			return err
+		}
+	}
+	return fmt.Errorf("%w: it is deleted again and again", ErrGone)
+}
+
+// Sharing is nil: models are shared with other processes. It says why not where
+// they are private to this process.
+func (r *Registry) Sharing() error { return nil }
+
+// now is CLOCK_BOOTTIME in nanoseconds: it runs on during suspend and nobody
+// sets it.
+func now() uint64 {
+	var ts unix.Timespec
+	if unix.ClockGettime(unix.CLOCK_BOOTTIME, &ts) != nil {
+		return 0
+	}
+	return uint64(ts.Nano())
+}

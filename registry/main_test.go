@@ -1,0 +1,9 @@
+package registry
+
+import (
+	"testing"
+
+	"github.com/onecopy/onecopy/internal/proctest"
+)
+
+func TestMain(m *testing.M) { proctest.Main(m) }

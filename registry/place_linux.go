@@ -1,0 +1,420 @@
+//go:build (amd64 || arm64) && !onecopy_private
+
+package registry
+
+import (
+	"context"
+	"crypto/rand"
+	"encoding/binary"
+	"encoding/hex"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"runtime/debug"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/edsrzf/mmap-go"
+	"golang.org/x/sys/unix"
+
+	"github.com/onecopy/onecopy/internal/crashpoint"
+	"github.com/onecopy/onecopy/internal/layout"
+	"github.com/onecopy/onecopy/internal/procfs"
+	"github.com/onecopy/onecopy/lockfile"
+	"github.com/onecopy/onecopy/shm"
+)
+
+// place is one life of a registry on the tmpfs: its directories and its mapped
+// table. When somebody deletes the registry the place is dead for new models
+// (gone), but stays until the last model attached from it is closed.
+type place struct {
+	top, v1, m *shm.Dir
+	w          *shm.Dir // nil for those who may only read
+	file       *os.File // the table, for fstat
+	stat       unix.Stat_t
+	mem        mmap.MMap
+	table      *layout.Table
+
+	mine bool // this process's user owns it
+
+	refs atomic.Int64
+	gone atomic.Bool
+
+	keys [layout.Stripes]keyQueue
+}
+
+// Errors that never leave the package: they say how to go on.
+var (
+	errGone  = errors.New("the registry was deleted") // open it again
+	errMoved = errors.New("the entry moved")          // look up again
+	errAgain = errors.New("somebody loaded it")       // attach
+)
+
+// openPlace opens the registry in dir and, with create, makes what is missing.
+func openPlace(dir string, o *Options, create bool) (p *place, err error) {
+	perm := uint32(0o700)
+	if o.Mode == 0o755 {
+		perm = 0o755
+	}
+	p = &place{}
+	mine := true
+	defer func() {
+		if err != nil {
+			p.destroy()
+			p = nil
+			if errors.Is(err, fs.ErrNotExist) && (!create || !mine) {
+				err = ErrNoRegistry
+			}
+		}
+	}()
+	if p.top, err = shm.OpenDir(dir, shm.DirOptions{Create: create, Perm: perm, TrustOwner: o.TrustOwner}); err != nil {
+		return p, err
+	}
+	perm = p.top.Perm() &^ 0o7000
+	mine = p.top.Owner() == uint32(os.Geteuid())
+	p.mine = mine
+	if p.v1, err = p.top.Sub(layout.Folder, perm, create && mine); err != nil {
+		return p, err
+	}
+	made := false
+	err = p.openTable()
+	if create && mine && errors.Is(err, fs.ErrNotExist) {
+		if err = p.createTable(o); err == nil || errors.Is(err, fs.ErrExist) {
+			made = true
+			crashpoint.Hit("open.registry")
+			err = p.openTable()
+		}
+	}
+	if err != nil {
+		return p, err
+	}
+	if p.m, err = p.v1.Sub(layout.ModelsDir, perm, mine); err != nil {
+		return p, err
+	}
+	if mine || os.Geteuid() == 0 {
+		if p.w, err = p.v1.Sub(layout.LocksDir, 0o700, mine); err != nil {
+			return p, err
+		}
+	}
+	if p.m.Device() != p.top.Device() || uint64(p.stat.Dev) != p.top.Device() {
+		return p, fmt.Errorf("%w: another file system is mounted within %s", ErrUntrusted, dir)
+	}
+	if made {
+		// The lock file of T must be there for root, who creates none.
+		if held, err := p.lockFile(layout.TableLock).TryLock(); err == nil {
+			_ = held.Unlock()
+		}
+	}
+	p.top.TryHold()
+	p.refs.Store(1)
+	return p, nil
+}
+
+func (p *place) openTable() error {
+	f, st, err := p.v1.Open(layout.TableFile)
+	if err != nil {
+		return err
+	}
+	p.file, p.stat = f, *st
+	if st.Size < layout.HeaderSize || st.Size > int64(layout.TableSize(layout.MaxSlots)) {
+		return fmt.Errorf("%w: %s has %d bytes", ErrCorrupt, f.Name(), st.Size)
+	}
+	if p.mem, err = mmap.MapRegion(f, int(st.Size), mmap.RDONLY, 0, 0); err != nil {
+		return &fs.PathError{Op: "mmap", Path: f.Name(), Err: err}
+	}
+	_ = unix.Madvise(p.mem, unix.MADV_DONTDUMP)
+	return guarded(func() error {
+		p.table, err = layout.NewTable(p.mem)
+		return tableErr(f.Name(), err)
+	})
+}
+
+// tableErr gives the errors of package layout their place and their name here.
+func tableErr(path string, err error) error {
+	switch {
+	case err == nil:
+		return nil
+	case errors.Is(err, layout.ErrCorrupt):
+		return fmt.Errorf("%w: %s: %w", ErrCorrupt, path, err)
+	}
+	return fmt.Errorf("%s: %w", path, err)
+}
+
+func (p *place) createTable(o *Options) error {
+	id := layout.Identity{Slots: o.Slots, Created: time.Now().UnixNano()}
+	if id.Slots == 0 {
+		id.Slots = layout.DefaultSlots
+	}
+	for id.Epoch == 0 {
+		var b [8]byte
+		rand.Read(b[:])
+		id.Epoch = binary.LittleEndian.Uint64(b[:])
+	}
+	if boot, err := procfs.BootID(); err == nil {
+		if b, err := hex.DecodeString(strings.ReplaceAll(boot, "-", "")); err == nil {
+			copy(id.BootID[:], b)
+		}
+	}
+	image, err := layout.NewImage(id, uint64(max(o.Budget, 0)), 0)
+	if err != nil {
+		return err
+	}
+	return p.v1.Create(layout.TableFile, image, 0o644)
+}
+
+// lockFile is a lock file of w/. Only the owner creates one: root's own file
+// would shut the owner out.
+func (p *place) lockFile(name string) *lockfile.File {
+	if p.mine {
+		return lockfile.At(p.w.FDPath(name))
+	}
+	return lockfile.Existing(p.w.FDPath(name))
+}
+
+func (p *place) ref() { p.refs.Add(1) }
+
+func (p *place) unref() {
+	if p.refs.Add(-1) == 0 {
+		p.destroy()
+	}
+}
+
+func (p *place) destroy() {
+	for _, d := range []*shm.Dir{p.top, p.v1, p.m, p.w} {
+		if d != nil {
+			d.Close()
+		}
+	}
+	if p.mem != nil {
+		_ = p.mem.Unmap()
+	}
+	if p.file != nil {
+		p.file.Close()
+	}
+}
+
+// isGone asks the kernel whether the table still has a name.
+func (p *place) isGone() bool {
+	var st unix.Stat_t
+	if p.gone.Load() || unix.Fstat(int(p.file.Fd()), &st) != nil || st.Nlink == 0 || st.Size != p.stat.Size {
+		p.gone.Store(true)
+		return true
+	}
+	return false
+}
+
+// word reads a slot's word; ok is false when the table was truncated.
+func (p *place) word(slot int) (w layout.Word, ok bool) {
+	old := debug.SetPanicOnFault(true)
+	defer func() {
+		debug.SetPanicOnFault(old)
+		if recover() != nil {
+			w, ok = 0, false
+		}
+	}()
+	return p.table.Word(slot), true
+}
+
+// find looks a key up.
+func (p *place) find(key string) (f layout.Found, ok bool, err error) {
+	old := debug.SetPanicOnFault(true)
+	defer func() {
+		debug.SetPanicOnFault(old)
+		if x := recover(); x != nil {
+			err = faultErr(x)
+		}
+	}()
+	f, ok = p.table.Lookup(key)
+	return f, ok, nil
+}
+
+// guarded runs fn and turns a fault on mapped memory, which is what a truncated
+// file gives, into an error.
+func guarded(fn func() error) (err error) {
+	old := debug.SetPanicOnFault(true)
+	defer func() {
+		debug.SetPanicOnFault(old)
+		if x := recover(); x != nil {
+			err = faultErr(x)
+		}
+	}()
+	return fn()
+}
+
+func faultErr(x any) error {
+	if _, ok := x.(interface{ Addr() uintptr }); !ok {
+		panic(x)
+	}
+	return fmt.Errorf("%w: a file was truncated while it was in use (%v)", ErrCorrupt, x)
+}
+
+// tx is what may be done while T is held: change the table through a writable
+// mapping that does not outlive the lock.
+type tx struct {
+	layout.Editor
+	p    *place
+	held *lockfile.Held
+	mem  mmap.MMap
+}
+
+// withTable runs fn under T, waiting for it until ctx ends. errGone: the
+// registry was deleted, nothing was done.
+//
+// Lock order: K before T; a manifest's lock is only tried under T.
+func (p *place) withTable(ctx context.Context, step string, fn func(*tx) error) error {
+	return p.locked(step, fn, func(f *lockfile.File) (*lockfile.Held, error) { return f.Lock(ctx) })
+}
+
+// tryTable is withTable for callers that must not wait: lockfile.ErrLocked.
+func (p *place) tryTable(step string, fn func(*tx) error) error {
+	return p.locked(step, fn, (*lockfile.File).TryLock)
+}
+
+func (p *place) locked(step string, fn func(*tx) error, lock func(*lockfile.File) (*lockfile.Held, error)) (err error) {
+	if p.w == nil {
+		return ErrReadOnly
+	}
+	held, err := lock(p.lockFile(layout.TableLock))
+	if err != nil {
+		if errors.Is(err, lockfile.ErrGone) {
+			p.gone.Store(true)
+			return errGone
+		}
+		return err
+	}
+	t := &tx{p: p, held: held}
+	defer t.end()
+	crashpoint.Hit(step)
+	if p.isGone() || !p.v1.Same(layout.TableFile, &p.stat) {
+		p.gone.Store(true)
+		return errGone
+	}
+	f, _, err := p.v1.OpenWritable(layout.TableFile)
+	if err != nil {
+		return err
+	}
+	t.mem, err = mmap.MapRegion(f, int(p.stat.Size), mmap.RDWR, 0, 0)
+	f.Close()
+	if err != nil {
+		return &fs.PathError{Op: "mmap", Path: f.Name(), Err: err}
+	}
+	// A child of fork has no business with it.
+	_ = unix.Madvise(t.mem, unix.MADV_DONTFORK)
+	_ = unix.Madvise(t.mem, unix.MADV_DONTDUMP)
+	return guarded(func() error {
+		if t.Editor, err = layout.NewEditor(t.mem); err != nil {
+			return tableErr(f.Name(), err)
+		}
+		return fn(t)
+	})
+}
+
+// end releases T; it may be called before fn returns.
+func (t *tx) end() {
+	if t.mem != nil {
+		_ = t.mem.Unmap()
+		t.mem = nil
+	}
+	if t.held != nil {
+		_ = t.held.Unlock()
+		t.held = nil
+	}
+}
+
+// keyQueue hands one load lock to the goroutines of this process in turn, so
+// that at most one thread of the process blocks on it in the kernel.
+type keyQueue struct {
+	mu      sync.Mutex
+	running bool
+	waiting []*keyWaiter
+}
+
+type keyWaiter struct {
+	got  chan keyGrant // capacity 1
+	left bool          // under mu: nobody reads got any more
+}
+
+type keyGrant struct {
+	held *lockfile.Held
+	err  error
+}
+
+// lockKey takes the load lock of a stripe. Waiting uses no processor and ends
+// with ctx.
+func (p *place) lockKey(ctx context.Context, stripe int) (*lockfile.Held, error) {
+	file := p.lockFile(layout.StripeLock(stripe))
+	held, err := file.TryLock()
+	if err == nil {
+		return held, nil
+	}
+	if !errors.Is(err, lockfile.ErrLocked) {
+		return nil, p.lockErr(err)
+	}
+	q := &p.keys[stripe]
+	me := &keyWaiter{got: make(chan keyGrant, 1)}
+	q.mu.Lock()
+	q.waiting = append(q.waiting, me)
+	if !q.running {
+		q.running = true
+		p.ref()
+		go func() {
+			defer p.unref()
+			q.serve(file)
+		}()
+	}
+	q.mu.Unlock()
+	select {
+	case g := <-me.got:
+		return g.held, p.lockErr(g.err)
+	case <-ctx.Done():
+		q.mu.Lock()
+		me.left = true
+		q.mu.Unlock()
+		select {
+		case g := <-me.got: // granted in the same moment
+			if g.held != nil {
+				_ = g.held.Unlock()
+			}
+		default:
+		}
+		return nil, ctx.Err()
+	}
+}
+
+func (p *place) lockErr(err error) error {
+	if errors.Is(err, lockfile.ErrGone) {
+		p.gone.Store(true)
+		return errGone
+	}
+	return err
+}
+
+// serve blocks for the lock and hands it to the first waiter that is still
+// there, until nobody waits.
+func (q *keyQueue) serve(file *lockfile.File) {
+	for {
+		held, err := file.Wait()
+		q.mu.Lock()
+		var next *keyWaiter
+		for next == nil && len(q.waiting) > 0 {
+			if w := q.waiting[0]; !w.left {
+				next = w
+			}
+			q.waiting = q.waiting[1:]
+		}
+		if next != nil {
+			next.got <- keyGrant{held, err}
+		} else if held != nil {
+			_ = held.Unlock()
+		}
+		if len(q.waiting) == 0 {
+			q.running = false
+			q.mu.Unlock()
+			return
+		}
+		q.mu.Unlock()
+	}
+}

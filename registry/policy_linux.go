@@ -1,0 +1,285 @@
+//go:build (amd64 || arm64) && !onecopy_private
+
+package registry
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"math"
+	"slices"
+	"time"
+
+	"github.com/onecopy/onecopy/internal/crashpoint"
+	"github.com/onecopy/onecopy/internal/layout"
+	"github.com/onecopy/onecopy/lockfile"
+)
+
+// edit runs fn under T on the READY slot of key.
+func (r *Registry) edit(ctx context.Context, op, key string, fn func(*tx, int) error) error {
+	if err := layout.ValidKey(key); err != nil {
+		return opErr(op, key, err)
+	}
+	err := r.host.each(func(p *place) error {
+		return p.withTable(ctx, "edit.lock-table", func(t *tx) error {
+			f, ok := t.lookup(key)
+			if !ok || f.Word.State() != layout.Ready {
+				return ErrNotFound
+			}
+			return fn(t, f.Slot)
+		})
+	})
+	return opErr(op, key, err)
+}
+
+// Pin keeps the model of key from being evicted by the budget, a full table or
+// its TTL. Remove still removes it when nobody uses it. The pin belongs to the
+// key: it survives a replacement and ends with Unpin or Remove.
+//
+// Errors: ErrNotFound, ErrReadOnly, ErrTimeout, ErrKey.
+func (r *Registry) Pin(ctx context.Context, key string) error {
+	return r.edit(ctx, "pin", key, func(t *tx, slot int) error {
+		t.SetHint(slot, layout.HintPin, 1)
+		return nil
+	})
+}
+
+// Unpin undoes Pin.
+func (r *Registry) Unpin(ctx context.Context, key string) error {
+	return r.edit(ctx, "unpin", key, func(t *tx, slot int) error {
+		t.SetHint(slot, layout.HintPin, 0)
+		return nil
+	})
+}
+
+// SetTTL sets how long the model of key may be idle before it expires: counted
+// from the last release that a process of the writing user noted, else from the
+// first time that a collector found it idle. Zero is the registry's default, a
+// negative duration is never.
+func (r *Registry) SetTTL(ctx context.Context, key string, ttl time.Duration) error {
+	v := uint64(max(ttl, 0))
+	if ttl < 0 {
+		v = math.MaxUint64
+	}
+	return r.edit(ctx, "ttl", key, func(t *tx, slot int) error {
+		t.SetHint(slot, layout.HintTTL, v)
+		return nil
+	})
+}
+
+// Touch counts as a use of the model now: it is evicted later, and its idle time
+// begins anew.
+func (r *Registry) Touch(ctx context.Context, key string) error {
+	return r.edit(ctx, "touch", key, func(t *tx, slot int) error {
+		n := now()
+		t.SetHint(slot, layout.HintLastAttach, n)
+		t.SetHint(slot, layout.HintLastRelease, n)
+		t.SetHint(slot, layout.HintIdleSince, 0)
+		return nil
+	})
+}
+
+// Config returns the registry's limits.
+func (r *Registry) Config() (c Config, err error) {
+	err = r.host.each(func(p *place) error {
+		return guarded(func() error {
+			bytes, ppm := p.table.Budget()
+			c = Config{BudgetShare: float64(ppm) / 1e6, TTL: time.Duration(min(p.table.DefaultTTL(), math.MaxInt64))}
+			if bytes > 0 {
+				c.Budget, c.BudgetShare = int64(min(bytes, math.MaxInt64)), 0
+			}
+			return nil
+		})
+	})
+	return c, opErr("config", "", err)
+}
+
+// SetConfig changes the registry's limits for all processes. A budget below what
+// is loaded evicts nothing by itself: the next load, or Trim, does.
+func (r *Registry) SetConfig(ctx context.Context, c Config) error {
+	if c.Budget < 0 || c.BudgetShare < 0 || c.BudgetShare > 1 || c.TTL < 0 || math.IsNaN(c.BudgetShare) {
+		return opErr("config", "", fmt.Errorf("budget %d bytes or %v of the tmpfs, TTL %v: %w", c.Budget, c.BudgetShare, c.TTL, ErrConfig))
+	}
+	err := r.host.each(func(p *place) error {
+		return p.withTable(ctx, "edit.lock-table", func(t *tx) error {
+			t.SetBudget(uint64(c.Budget), uint64(c.BudgetShare*1e6))
+			t.SetDefaultTTL(uint64(c.TTL))
+			return nil
+		})
+	})
+	return opErr("config", "", err)
+}
+
+// Trim evicts idle models, least recently used first, until the registry uses
+// at most to bytes, or nothing is left that may be evicted.
+func (r *Registry) Trim(ctx context.Context, to int64) (report TrimReport, err error) {
+	if to < 0 {
+		return report, opErr("trim", "", fmt.Errorf("%d bytes: %w", to, ErrConfig))
+	}
+	err = r.host.each(func(p *place) error {
+		var gone []removal
+		report = TrimReport{}
+		err := p.withTable(ctx, "evict.lock-table", func(t *tx) error {
+			gone = t.collect(&GCReport{})
+			used, _ := t.usage("")
+			for _, g := range gone {
+				used -= p.m.TreeUsage(g.name)
+			}
+			idle, _, held := t.idleModels("")
+			defer closeAll(idle)
+			for _, v := range idle {
+				if used <= to {
+					break
+				}
+				key, _ := t.Key(v.slot)
+				if more, ok := t.evict(v.slot, v.word, layout.CountEvictedSpace); ok {
+					gone, used = append(gone, more...), used-v.size
+					report.Removed = append(report.Removed, key)
+				}
+			}
+			report.Used, report.Held = used, held
+			return nil
+		})
+		report.Freed = p.removeAll(gone)
+		return err
+	})
+	return report, opErr("trim", "", err)
+}
+
+// Rollout replaces key by a new generation that was proven first: it is loaded
+// beside the one in use, digested again, and given to prove under a lease; only
+// if prove returns nil it is published. Until then, and for ever if it fails,
+// everybody gets the old generation.
+//
+// Errors: those of GetOrLoad, and ErrProof with what prove returned.
+func (r *Registry) Rollout(ctx context.Context, key string, src Source, prove func(context.Context, *Model) error) (*Model, error) {
+	src.Replace = true
+	src.prove = func(ctx context.Context, m *Model) error {
+		err := m.a.verify(ctx)
+		if err == nil && prove != nil {
+			err = prove(ctx, m)
+		}
+		if err != nil {
+			return fmt.Errorf("%w: %w", ErrProof, err)
+		}
+		return nil
+	}
+	return r.GetOrLoad(ctx, key, src)
+}
+
+// Undo publishes the generation that the present one of key replaced, if it is
+// still in memory: somebody leases it, or nobody has collected it yet. Undoing
+// twice is redoing.
+//
+// Errors: ErrNotFound, ErrNoPrevious, ErrReadOnly, ErrTimeout.
+func (r *Registry) Undo(ctx context.Context, key string) error {
+	if err := layout.ValidKey(key); err != nil {
+		return opErr("undo", key, err)
+	}
+	err := r.host.each(func(p *place) error {
+		if p.w == nil || r.host.cannotWrite != nil {
+			return errors.Join(ErrReadOnly, r.host.cannotWrite)
+		}
+		wait, cancel := context.WithTimeout(ctx, r.opts.LoadTimeout)
+		defer cancel()
+		held, err := p.lockKey(wait, layout.Stripe(key))
+		if err != nil {
+			return r.host.waitErr(err, p, key)
+		}
+		defer held.Unlock()
+		crashpoint.Hit("undo.lock-key")
+		return p.withTable(ctx, "undo.lock-table", func(t *tx) error { return t.undo(key) })
+	})
+	return opErr("undo", key, err)
+}
+
+func (t *tx) undo(key string) error {
+	f, ok := t.lookup(key)
+	if !ok || f.Word.State() != layout.Ready {
+		return ErrNotFound
+	}
+	prev := t.Hint(f.Slot, layout.HintPrevious)
+	if prev == 0 || prev > layout.MaxGen || t.named()[prev] {
+		return ErrNoPrevious
+	}
+	name := layout.GenName(t.Identity().Epoch, prev)
+	m, _, err := t.p.m.Open(name + layout.ManifestExt)
+	if err != nil {
+		return fmt.Errorf("%w: %w", ErrNoPrevious, err)
+	}
+	defer m.Close() // and with it the lock, after T is dropped
+	if err := lockfile.TryShared(m); err != nil {
+		return fmt.Errorf("%w: it is being removed", ErrNoPrevious)
+	}
+	crashpoint.Hit("undo.lease")
+	man, st, err := readManifest(m)
+	switch {
+	case err != nil:
+		return fmt.Errorf("%w: %w", ErrNoPrevious, err)
+	case st.Nlink == 0 || man.Key != key || man.Generation != prev || uint64(man.Epoch) != t.Identity().Epoch:
+		return ErrNoPrevious
+	}
+	// A linked manifest alone proves nothing: a killed replacer leaves one.
+	for _, mf := range man.Files {
+		st, err := t.p.m.Stat(name + "/" + man.Name + "/" + mf.Path)
+		if err != nil || st.Size != mf.Size {
+			return fmt.Errorf("%w: it is incomplete: %s", ErrNoPrevious, mf.Path)
+		}
+	}
+	if !t.CompareAndSwap(f.Slot, f.Word, layout.MakeWord(layout.Ready, prev)) {
+		return ErrBusy
+	}
+	crashpoint.Hit("undo.ready")
+	t.SetHint(f.Slot, layout.HintPrevious, f.Word.Generation())
+	t.SetHint(f.Slot, layout.HintBytes, uint64(man.Bytes))
+	t.end()
+	crashpoint.Hit("undo.unlock")
+	return nil
+}
+
+// Generations lists what is in memory of key, the newest first: the published
+// generation and those that are still leased, or not collected yet.
+func (r *Registry) Generations(key string) (gens []GenerationInfo, err error) {
+	if err := layout.ValidKey(key); err != nil {
+		return nil, opErr("generations", key, err)
+	}
+	err = r.host.each(func(p *place) error {
+		gens = nil
+		f, ok, err := p.find(key)
+		if err != nil {
+			return err
+		}
+		holders, err := p.holders(key)
+		if err != nil {
+			return err
+		}
+		names, err := p.m.Names()
+		if err != nil {
+			return err
+		}
+		for _, n := range names {
+			epoch, gen, ext, named := layout.ParseGenName(n)
+			if !named || ext != layout.ManifestExt || epoch != p.table.Identity().Epoch {
+				continue
+			}
+			man, err := p.manifest(gen)
+			if errors.Is(err, fs.ErrNotExist) || err == nil && man.Key != key {
+				continue
+			}
+			g := GenerationInfo{Generation: gen, Published: ok && f.Word == layout.MakeWord(layout.Ready, gen)}
+			if err == nil {
+				g.Bytes, g.LoadedAt, g.Origin = man.Bytes, man.LoadedAt, info(man, "").Origin
+			}
+			for _, h := range holders {
+				if h.Generation == gen {
+					g.Holders = append(g.Holders, h)
+				}
+			}
+			gens = append(gens, g)
+		}
+		return nil
+	})
+	slices.SortFunc(gens, func(a, b GenerationInfo) int { return int(b.Generation) - int(a.Generation) })
+	return gens, opErr("generations", key, err)
+}

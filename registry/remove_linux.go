@@ -1,0 +1,563 @@
+//go:build (amd64 || arm64) && !onecopy_private
+
+package registry
+
+import (
+	"context"
+	"errors"
+	"io/fs"
+	"os"
+	"sync/atomic"
+
+	"github.com/onecopy/onecopy/internal/crashpoint"
+	"github.com/onecopy/onecopy/internal/layout"
+	"github.com/onecopy/onecopy/lockfile"
+)
+
+// Removing a generation. Whoever does it has the manifest's LOCK_EX, or knows
+// that no lease can exist. The manifest goes first, under T: without it nobody
+// can lease the generation, and what is left is a leftover that anybody may
+// remove. The payload goes after T was dropped, because freeing its pages takes
+// 150 ms per GiB.
+
+// removal is a generation whose manifest is gone and whose payload is left.
+type removal struct {
+	name string // <epoch>-<gen>
+	by   removeSteps
+}
+
+// removeSteps are the crash points of those who remove payload.
+type removeSteps struct{ payload, rmdir string }
+
+var (
+	byAbort   = removeSteps{"abort.unlink-payload", "abort.rmdir"}
+	byRetire  = removeSteps{"retire.unlink-payload", "retire.rmdir"}
+	byReclaim = removeSteps{"reclaim.unlink-payload", "reclaim.rmdir"}
+	byEvict   = removeSteps{"evict.unlink-payload", "evict.rmdir"}
+	byCollect = removeSteps{"collect.unlink-payload", "collect.rmdir"}
+)
+
+// removeAll frees the memory of generations without a manifest. T is not held.
+func (p *place) removeAll(gone []removal) (freed int64) {
+	for _, g := range gone {
+		freed += p.m.TreeUsage(g.name)
+		_ = p.m.RemoveTree(g.name)
+		crashpoint.Hit(g.by.payload)
+		_ = p.m.Unlink(g.name + layout.DigestsExt)
+		crashpoint.Hit(g.by.rmdir)
+	}
+	return freed
+}
+
+func (t *tx) genName(w layout.Word) string {
+	return layout.GenName(t.Identity().Epoch, w.Generation())
+}
+
+// keyIs reports whether the slot names key, in whatever state.
+func (t *tx) keyIs(slot int, key string) bool {
+	k, ok := t.Key(slot)
+	return ok && k == key
+}
+
+// lookup is Lookup that does not believe in a miss: a torn index hides a key, and
+// is mended here. It also finds the FREE slot that named key last.
+func (t *tx) lookup(key string) (f layout.Found, ok bool) {
+	if f, ok = t.Lookup(key); ok {
+		return f, true
+	}
+	if f, ok = t.Scan(key); ok && f.Word.State() != layout.Free {
+		t.IndexInsert(f.Slot, key)
+	}
+	return f, ok
+}
+
+// hasManifest reports whether the manifest of a READY slot is still linked.
+func (t *tx) hasManifest(w layout.Word) bool {
+	return t.hasFile(t.genName(w) + layout.ManifestExt)
+}
+
+func (t *tx) hasFile(name string) bool {
+	_, err := t.p.m.Stat(name)
+	return !errors.Is(err, fs.ErrNotExist)
+}
+
+// free makes a slot FREE and takes it out of the index. Its key stays readable,
+// because deaths and back-off of a key outlive its generations.
+func (t *tx) free(slot int, w layout.Word) bool {
+	key, ok := t.Key(slot)
+	if !t.CompareAndSwap(slot, w, w.With(layout.Free)) {
+		return false
+	}
+	if ok {
+		t.IndexDelete(slot, key)
+	}
+	return true
+}
+
+// buryStripe cleans up, as the holder of a load lock, after every loader that
+// died while it held that lock: whoever else has an unfinished load on the
+// stripe is dead. Deaths are counted per key; takeovers counts those of key.
+func (t *tx) buryStripe(stripe int, key string, takeovers *atomic.Uint64) (gone []removal) {
+	for slot := range t.Slots() {
+		w := t.Word(slot)
+		unfinished := w.State() == layout.Loading
+		if !unfinished && t.Hint(slot, layout.HintLoadStart) == 0 && t.Hint(slot, layout.HintReserved) == 0 {
+			continue
+		}
+		k, ok := t.Key(slot)
+		if !ok || layout.Stripe(k) != stripe {
+			continue
+		}
+		if k == key {
+			takeovers.Add(1)
+			t.Count(layout.CountTakeovers, 1)
+		}
+		gone = append(gone, t.bury(slot, w)...)
+	}
+	return gone
+}
+
+// bury ends the load of a dead loader: LOADING becomes FREE, a replacement that
+// was never published is left to the collector. Its K is held.
+func (t *tx) bury(slot int, w layout.Word) (gone []removal) {
+	if t.Hint(slot, layout.HintLoadStart) != 0 {
+		deaths := t.Hint(slot, layout.HintDeaths) + 1
+		t.SetHint(slot, layout.HintDeaths, deaths)
+		if deaths >= maxDeaths {
+			pause := min(firstPause<<min(deaths-maxDeaths, 10), longPause)
+			t.SetHint(slot, layout.HintRetryAfter, now()+uint64(pause))
+		}
+	}
+	for _, h := range []layout.Hint{layout.HintReserved, layout.HintLoaderPID, layout.HintLoadStart} {
+		t.SetHint(slot, h, 0)
+	}
+	if w.State() != layout.Loading {
+		return nil
+	}
+	// Nobody can lease a generation that was never READY.
+	name := t.genName(w)
+	_ = t.p.m.Unlink(name + layout.ManifestExt)
+	crashpoint.Hit("reclaim.unlink-dead-load")
+	t.free(slot, w)
+	t.Count(layout.CountReclaimed, 1)
+	crashpoint.Hit("reclaim.free")
+	return []removal{{name, byReclaim}}
+}
+
+// reclaim finishes, or undoes, what a dead remover began: EVICTING under T means
+// that its owner is dead. Live leases bring the generation back.
+func (t *tx) reclaim(slot int, w layout.Word) (gone []removal) {
+	name := t.genName(w)
+	f, _, err := t.p.m.Open(name + layout.ManifestExt)
+	if err == nil {
+		defer f.Close()
+		if lockfile.TryExclusive(f) != nil {
+			crashpoint.Hit("reclaim.lock-manifest")
+			// On a description of its own: a refused attempt at LOCK_EX must not
+			// cost a lock that we hold.
+			if sh, _, err := t.p.m.Open(name + layout.ManifestExt); err == nil {
+				shared := lockfile.TryShared(sh)
+				crashpoint.Hit("reclaim.try-shared")
+				sh.Close()
+				if shared == nil {
+					t.CompareAndSwap(slot, w, w.With(layout.Ready))
+					crashpoint.Hit("reclaim.undo")
+					return nil
+				}
+			}
+			// Refused too: somebody sits on LOCK_EX, so no lease exists, and
+			// none will be granted while the slot is EVICTING.
+		} else {
+			crashpoint.Hit("reclaim.lock-manifest")
+		}
+		_ = t.p.m.Unlink(name + layout.ManifestExt)
+		crashpoint.Hit("reclaim.unlink-manifest")
+	} else if !errors.Is(err, fs.ErrNotExist) {
+		_ = t.p.m.Unlink(name + layout.ManifestExt)
+	}
+	t.free(slot, w)
+	t.Count(layout.CountReclaimed, 1)
+	crashpoint.Hit("reclaim.free")
+	return []removal{{name, byReclaim}}
+}
+
+// evict removes the READY generation w of a slot, whose manifest f is locked
+// exclusively, and counts it under why.
+func (t *tx) evict(slot int, w layout.Word, why layout.Counter) (gone []removal, ok bool) {
+	if !t.CompareAndSwap(slot, w, w.With(layout.Evicting)) {
+		return nil, false
+	}
+	crashpoint.Hit("evict.mark")
+	name := t.genName(w)
+	_ = t.p.m.Unlink(name + layout.ManifestExt)
+	crashpoint.Hit("evict.unlink-manifest")
+	t.free(slot, w.With(layout.Evicting))
+	t.Count(why, 1)
+	crashpoint.Hit("evict.free")
+	return []removal{{name, byEvict}}, true
+}
+
+// lockVictim opens the manifest of a READY slot and tries LOCK_EX on it:
+// lockfile.ErrLocked means that it is leased, fs.ErrNotExist that a third party
+// deleted it.
+func (t *tx) lockVictim(w layout.Word) (*os.File, error) {
+	f, _, err := t.p.m.Open(t.genName(w) + layout.ManifestExt)
+	if err != nil {
+		return nil, err
+	}
+	crashpoint.Hit("evict.open-manifest")
+	if err := lockfile.TryExclusive(f); err != nil {
+		f.Close()
+		return nil, err
+	}
+	crashpoint.Hit("evict.lock-manifest")
+	return f, nil
+}
+
+// freeSlot finds a slot that names nothing, evicting the least recently used
+// idle model when there is none. again: memory was freed or a dead load buried,
+// look again.
+func (t *tx) freeSlot(gone *[]removal) (slot int, again bool, err error) {
+	best := -1
+	for slot := range t.Slots() {
+		if t.Sane(slot) != nil {
+			t.Reset(slot)
+		}
+		if t.Word(slot).State() != layout.Free {
+			continue
+		}
+		if t.Hint(slot, layout.HintDeaths) == 0 {
+			return slot, false, nil
+		}
+		best = slot // remembers the deaths of its key: only if there is no other
+	}
+	if best >= 0 {
+		return best, false, nil
+	}
+	if more := t.buryDead(); len(more) > 0 {
+		*gone = append(*gone, more...)
+		return 0, true, nil
+	}
+	idle, _, _ := t.idleModels("")
+	defer closeAll(idle)
+	for _, v := range idle {
+		if more, ok := t.evict(v.slot, v.word, layout.CountEvictedTable); ok {
+			*gone = append(*gone, more...)
+			return 0, true, nil
+		}
+	}
+	return 0, false, ErrTableFull
+}
+
+// buryDead cleans up after every dead loader of any stripe: LOADING, or bytes
+// reserved, and the load lock can be had.
+func (t *tx) buryDead() (gone []removal) {
+	for slot := range t.Slots() {
+		w := t.Word(slot)
+		if w.State() != layout.Loading && t.Hint(slot, layout.HintLoadStart) == 0 && t.Hint(slot, layout.HintReserved) == 0 {
+			continue
+		}
+		key, ok := t.Key(slot)
+		if !ok {
+			continue
+		}
+		held, err := t.p.lockFile(layout.StripeLock(layout.Stripe(key))).TryLock()
+		if err != nil {
+			continue
+		}
+		gone = append(gone, t.bury(slot, w)...)
+		_ = held.Unlock()
+	}
+	return gone
+}
+
+// retire removes generation gen if no slot names it and nobody leases it. With
+// try it gives up when T is held.
+func (p *place) retire(ctx context.Context, gen uint64, try bool) error {
+	var gone []removal
+	do := func(t *tx) error {
+		if t.named()[gen] {
+			return nil
+		}
+		name := layout.GenName(t.Identity().Epoch, gen)
+		f, _, err := p.m.Open(name + layout.ManifestExt)
+		if err != nil {
+			return nil // removed already
+		}
+		defer f.Close()
+		if lockfile.TryExclusive(f) != nil {
+			return nil // leased: the last one to release it, or a collector, removes it
+		}
+		crashpoint.Hit("retire.lock-manifest")
+		_ = p.m.Unlink(name + layout.ManifestExt)
+		crashpoint.Hit("retire.unlink-manifest")
+		gone = append(gone, removal{name, byRetire})
+		return nil
+	}
+	var err error
+	if try {
+		err = p.tryTable("retire.lock-table", do)
+	} else {
+		err = p.withTable(ctx, "retire.lock-table", do)
+	}
+	p.removeAll(gone)
+	return err
+}
+
+// named are the generations that a slot names.
+func (t *tx) named() map[uint64]bool {
+	named := map[uint64]bool{}
+	for slot := range t.Slots() {
+		if w := t.Word(slot); w.State() != layout.Free {
+			named[w.Generation()] = true
+		}
+	}
+	return named
+}
+
+// Remove removes the model of key from memory. A model in use is not removed:
+// *InUseError names the holders.
+//
+// Errors: ErrNotFound, ErrInUse, ErrReadOnly, ErrTimeout, ErrKey.
+func (r *Registry) Remove(ctx context.Context, key string) error {
+	if err := layout.ValidKey(key); err != nil {
+		return opErr("remove", key, err)
+	}
+	err := r.host.each(func(p *place) error {
+		var gone []removal
+		err := p.withTable(ctx, "evict.lock-table", func(t *tx) (err error) {
+			gone, err = t.remove(key)
+			return err
+		})
+		p.removeAll(gone)
+		return err
+	})
+	if errors.Is(err, lockfile.ErrLocked) {
+		holders, _ := r.Holders(key)
+		err = &InUseError{Holders: holders}
+	}
+	return opErr("remove", key, err)
+}
+
+func (t *tx) remove(key string) (gone []removal, err error) {
+	f, ok := t.lookup(key)
+	if ok && f.Word.State() == layout.Evicting {
+		gone = t.reclaim(f.Slot, f.Word)
+		if f.Word = t.Word(f.Slot); f.Word.State() == layout.Free {
+			return gone, nil
+		}
+	}
+	switch {
+	case !ok || f.Word.State() == layout.Free:
+		return gone, ErrNotFound
+	case f.Word.State() == layout.Loading:
+		held, err := t.p.lockFile(layout.StripeLock(layout.Stripe(key))).TryLock()
+		if err != nil {
+			return gone, &InUseError{Loading: true}
+		}
+		defer held.Unlock()
+		return append(gone, t.bury(f.Slot, f.Word)...), ErrNotFound
+	}
+	victim, err := t.lockVictim(f.Word)
+	if errors.Is(err, fs.ErrNotExist) {
+		t.free(f.Slot, f.Word)
+		return append(gone, removal{t.genName(f.Word), byEvict}), nil
+	}
+	if err != nil {
+		return gone, err
+	}
+	defer victim.Close()
+	more, ok := t.evict(f.Slot, f.Word, layout.CountRemoved)
+	if !ok {
+		return gone, ErrBusy
+	}
+	t.end()
+	crashpoint.Hit("evict.unlock-table")
+	return append(gone, more...), nil
+}
+
+// GC cleans up: after processes that died while they loaded or removed a model,
+// generations that nobody names or leases any more, files that belong to none,
+// and idle models whose TTL is over. It never removes a healthy model whose TTL
+// is not over.
+//
+// Errors: ErrReadOnly, ErrTimeout.
+func (r *Registry) GC(ctx context.Context) (GCReport, error) {
+	var report GCReport
+	err := r.host.each(func(p *place) (err error) {
+		report, err = r.host.collect(ctx, p, false)
+		return err
+	})
+	return report, opErr("gc", "", err)
+}
+
+// collect is GC of one place. With try it gives up when T is held.
+func (h *host) collect(ctx context.Context, p *place, try bool) (report GCReport, err error) {
+	var gone []removal
+	do := func(t *tx) error {
+		gone = t.collect(&report)
+		return nil
+	}
+	if try {
+		err = p.tryTable("collect.lock-table", do)
+	} else {
+		err = p.withTable(ctx, "collect.lock-table", do)
+	}
+	crashpoint.Hit("collect.unlock-table")
+	for _, g := range gone {
+		report.Removed = append(report.Removed, g.name)
+	}
+	report.Freed = p.removeAll(gone)
+	return report, err
+}
+
+func (t *tx) collect(report *GCReport) (gone []removal) {
+	for slot := range t.Slots() {
+		w := t.Word(slot)
+		switch {
+		case t.Sane(slot) != nil:
+			t.Reset(slot)
+			report.Reclaimed++
+		case w.State() == layout.Evicting:
+			gone = append(gone, t.reclaim(slot, w)...)
+			report.Reclaimed++
+		case w.State() == layout.Ready && !t.hasManifest(w):
+			t.free(slot, w)
+			report.Reclaimed++
+			crashpoint.Hit("collect.slot")
+		}
+	}
+	dead := t.buryDead()
+	report.Reclaimed += len(dead)
+	expired := t.expire()
+	report.Expired += len(expired)
+	gone = append(append(gone, dead...), expired...)
+	t.RepairIndex()
+
+	doomed := map[string]bool{}
+	for _, g := range gone {
+		doomed[g.name] = true
+	}
+	more := t.collectUnnamed(doomed, report)
+	t.Count(layout.CountLeftovers, uint64(len(more)))
+	return append(gone, more...)
+}
+
+// collectUnnamed removes the manifests of all generations that no slot names and
+// nobody leases, and finds what has no manifest.
+func (t *tx) collectUnnamed(doomed map[string]bool, report *GCReport) (gone []removal) {
+	names, err := t.p.m.Names()
+	if err != nil {
+		return nil
+	}
+	crashpoint.Hit("collect.next")
+	named := t.named()
+	epoch := t.Identity().Epoch
+	keep := map[string]bool{}
+	for _, n := range names {
+		e, gen, ext, ok := layout.ParseGenName(n)
+		stem := layout.GenName(e, gen)
+		if !ok || ext != layout.ManifestExt || doomed[stem] {
+			continue
+		}
+		if e == epoch && named[gen] {
+			keep[stem] = true
+			continue
+		}
+		f, _, err := t.p.m.Open(n)
+		if err == nil && lockfile.TryExclusive(f) != nil {
+			keep[stem] = true // leased, or in the making
+			f.Close()
+			continue
+		}
+		crashpoint.Hit("collect.lock-manifest")
+		_ = t.p.m.Unlink(n)
+		crashpoint.Hit("collect.unlink-manifest")
+		if err == nil {
+			f.Close()
+		}
+		doomed[stem] = true
+		gone = append(gone, removal{stem, byCollect})
+		report.Orphans++
+	}
+	for _, n := range names {
+		e, gen, ext, ok := layout.ParseGenName(n)
+		stem := layout.GenName(e, gen)
+		switch {
+		case ok && (keep[stem] || doomed[stem] || e == epoch && named[gen]):
+		case ok && ext == layout.ManifestExt:
+		case ok && t.hasFile(stem+layout.ManifestExt):
+			// A generation in the making: its manifest, which is linked first,
+			// came after the listing had passed its place.
+		case ok:
+			doomed[stem] = true
+			gone = append(gone, removal{stem, byCollect})
+			report.Leftovers++
+		default: // nothing of this layout version has such a name
+			gone = append(gone, removal{n, byCollect})
+			report.Leftovers++
+		}
+	}
+	return gone
+}
+
+// expire evicts every model whose TTL is over.
+func (t *tx) expire() (gone []removal) {
+	for slot := range t.Slots() {
+		w := t.Word(slot)
+		if w.State() != layout.Ready || !t.expired(slot, w) {
+			continue
+		}
+		if f, err := t.lockVictim(w); err == nil {
+			more, _ := t.evict(slot, w, layout.CountEvictedTTL)
+			gone = append(gone, more...)
+			f.Close()
+		}
+	}
+	return gone
+}
+
+// expired keeps the idle clock of a READY slot and reports whether its TTL is
+// over. A lease stops the clock; it counts from the last release that anybody
+// noted, else from the first time that a collector found the model idle.
+func (t *tx) expired(slot int, w layout.Word) bool {
+	ttl := t.Hint(slot, layout.HintTTL)
+	if ttl == 0 {
+		ttl = t.DefaultTTL()
+	}
+	if ttl == 0 || t.Hint(slot, layout.HintPin) != 0 {
+		return false
+	}
+	f, err := t.lockVictim(w)
+	if err != nil {
+		t.SetHint(slot, layout.HintIdleSince, 0)
+		return false
+	}
+	f.Close()
+	n := now()
+	since := t.Hint(slot, layout.HintIdleSince)
+	if since == 0 || since > n {
+		t.SetHint(slot, layout.HintIdleSince, n)
+		since = n
+	}
+	if rel := t.Hint(slot, layout.HintLastRelease); rel != 0 && rel < since && rel >= t.Hint(slot, layout.HintLastAttach) {
+		since = rel
+	}
+	return n-since >= ttl
+}
+
+// untidy reports, without a lock, whether a collector could find work: files that
+// are no whole generation, or more or fewer generations than the table names. It
+// reads little, because every process that starts asks.
+func (p *place) untidy() bool {
+	names, err := p.m.Names()
+	if err != nil {
+		return false
+	}
+	entries := 0
+	err = guarded(func() error {
+		entries = p.table.Named()
+		return nil
+	})
+	return err == nil && len(names) != 3*entries
+}
