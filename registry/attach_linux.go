@@ -23,10 +23,6 @@ import (
 	"github.com/onecopy/onecopy/shm"
 )
 
-// eagerFiles is the number of files up to which attaching maps them all, so that
-// they stay readable when somebody deletes their names.
-const eagerFiles = 64
-
 // tie binds an attachment to the place it came from.
 type tie struct {
 	place *place
@@ -36,6 +32,7 @@ type tie struct {
 	lease mmap.MMap // of the manifest: the kernel keeps the shared lock as long as it is mapped
 }
 
+// mapped is a file of a model, mapped or not yet.
 type mapped struct {
 	m    shm.Mapping
 	done bool
@@ -146,12 +143,10 @@ func (p *place) attachOnce(r *Registry, key string) (*attachment, error) {
 	}
 	crashpoint.Hit("acquire.map")
 	a := p.newAttachment(r, man, f.Slot, f.Word, lease)
-	if len(man.Files) <= eagerFiles {
-		for i := range man.Files {
-			if _, err := a.fileBytes(i); err != nil {
-				a.detach()
-				return nil, moved(err)
-			}
+	if len(man.Files) == 1 { // the others when they are asked for: docs/adr/0005
+		if _, err := a.fileBytes(0); err != nil {
+			a.detach()
+			return nil, moved(err)
 		}
 	}
 	return a, nil
@@ -239,31 +234,29 @@ func (a *attachment) fileBytes(i int) ([]byte, error) {
 	if f.done {
 		return f.m.Bytes, nil
 	}
-	want := a.manifest.Files[i]
-	file, st, err := a.tie.place.m.Open(a.tie.dir + "/" + want.Path)
+	p, name, want := a.tie.place, a.tie.dir+"/"+a.manifest.Files[i].Path, a.manifest.Files[i].Size
+	fd, st, err := p.m.OpenFD(name)
 	if err != nil {
-		if errors.Is(err, fs.ErrNotExist) {
-			err = fmt.Errorf("%w: %w", ErrGone, err)
-		}
+		return nil, lost(err)
+	}
+	defer unix.Close(fd)
+	if st.Size != want {
+		return nil, fmt.Errorf("%w: %s has %d bytes, published were %d", ErrCorrupt, p.m.Join(name), st.Size, want)
+	}
+	m, err := shm.Map(fd, want, a.r.opts.Populate)
+	if err != nil {
 		return nil, err
 	}
-	defer file.Close()
-	if st.Size != want.Size {
-		return nil, fmt.Errorf("%w: %s has %d bytes, published were %d", ErrCorrupt, file.Name(), st.Size, want.Size)
-	}
-	if err := a.mapFile(i, file); err != nil {
-		return nil, err
-	}
-	return f.m.Bytes, nil
+	*f = mapped{m: m, done: true}
+	return m.Bytes, nil
 }
 
-func (a *attachment) mapFile(i int, file *os.File) error {
-	m, err := shm.Map(file, a.manifest.Files[i].Size, a.r.opts.Populate)
-	if err != nil {
-		return err
+// lost says that a missing file was deleted by a third party.
+func lost(err error) error {
+	if errors.Is(err, fs.ErrNotExist) {
+		return fmt.Errorf("%w: %w", ErrGone, err)
 	}
-	a.files.maps[i] = mapped{m: m, done: true}
-	return nil
+	return err
 }
 
 // detach unmaps everything, the lease last. What nobody names any more is
@@ -314,10 +307,7 @@ func (a *attachment) lease() (*os.File, error) {
 	gen := layout.GenName(uint64(a.manifest.Epoch), a.manifest.Generation)
 	f, st, err := a.tie.place.m.Open(gen + layout.ManifestExt)
 	if err != nil {
-		if errors.Is(err, fs.ErrNotExist) {
-			err = fmt.Errorf("%w: %w", ErrGone, err)
-		}
-		return nil, err
+		return nil, lost(err)
 	}
 	if err = lockfile.TryShared(f); err == nil && st.Nlink == 0 {
 		err = ErrGone
@@ -370,10 +360,7 @@ func (a *attachment) chunkDigests() ([][]byte, error) {
 	gen := layout.GenName(uint64(a.manifest.Epoch), a.manifest.Generation)
 	f, st, err := a.tie.place.m.Open(gen + layout.DigestsExt)
 	if err != nil {
-		if errors.Is(err, fs.ErrNotExist) {
-			err = fmt.Errorf("%w: %w", ErrGone, err)
-		}
-		return nil, err
+		return nil, lost(err)
 	}
 	defer f.Close()
 	var chunks int64

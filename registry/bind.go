@@ -28,7 +28,10 @@ type object[T any] struct {
 	value T
 	err   error
 	model *Model // keeps the bytes that value may point into
-	refs  int    // under Binding.mu; builder and users
+
+	// Under Binding.mu.
+	refs   int  // builder and users
+	broken bool // err is set
 }
 
 // Ref is one user's share of an object. It may be used until Close.
@@ -58,7 +61,8 @@ func Bind[T any](r *Registry, build func(context.Context, *Model) (T, error), cl
 
 // GetOrLoad returns the object of key, loading the model and building the object
 // if this process has none for the published generation. An error of build goes
-// to all who waited for it; the next call builds again.
+// to all who waited for it, unless it is the end of the builder's own context; the
+// next call builds again.
 func (b *Binding[T]) GetOrLoad(ctx context.Context, key string, src Source) (*Ref[T], error) {
 	m, err := b.r.GetOrLoad(ctx, key, src)
 	if err != nil {
@@ -79,7 +83,10 @@ func (b *Binding[T]) GetOrLoad(ctx context.Context, key string, src Source) (*Re
 		}
 		if o.err != nil {
 			b.drop(key, o)
-			return nil, o.err
+			if ended(o.err) && ctx.Err() == nil {
+				return b.GetOrLoad(ctx, key, src) // it was the builder's context
+			}
+			return nil, opErr("bind", key, o.err)
 		}
 		b.hits.Add(1)
 		b.saved.Add(size)
@@ -90,20 +97,28 @@ func (b *Binding[T]) GetOrLoad(ctx context.Context, key string, src Source) (*Re
 	b.mu.Unlock()
 
 	b.builds.Add(1)
-	o.err = errBuildPanicked // until build returns: a waiter must not believe in a zero value
 	func() {
+		err := errBuildPanicked // until build returns: a waiter must not believe in a zero value
 		defer func() {
-			close(o.ready)
-			if o.err != nil {
-				b.drop(key, o)
+			if o.err = err; err != nil {
+				b.mu.Lock()
+				o.broken = true
+				b.mu.Unlock()
+				defer b.drop(key, o)
 			}
+			close(o.ready)
 		}()
-		o.value, o.err = b.build(ctx, m)
+		o.value, err = b.build(ctx, m)
 	}()
 	if o.err != nil {
-		return nil, o.err
+		return nil, opErr("bind", key, o.err)
 	}
 	return &Ref[T]{Value: o.value, Model: m, b: b, o: o}, nil
+}
+
+// ended reports whether err is the end of a context.
+func ended(err error) bool {
+	return errors.Is(err, context.Canceled) || errors.Is(err, context.DeadlineExceeded)
 }
 
 // drop gives one reference back and closes the object with the last one.
@@ -111,12 +126,12 @@ func (b *Binding[T]) drop(key string, o *object[T]) {
 	b.mu.Lock()
 	o.refs--
 	last := o.refs == 0
-	if (last || o.err != nil) && b.objects[key] == o {
+	if (last || o.broken) && b.objects[key] == o {
 		delete(b.objects, key)
 	}
 	b.mu.Unlock()
 	if last {
-		if o.err == nil && b.close != nil {
+		if !o.broken && b.close != nil {
 			b.close(o.value)
 		}
 		o.model.Close()

@@ -325,18 +325,15 @@ func (l *loader) run(ctx context.Context) (a *attachment, err error) {
 	return a, nil
 }
 
-// attach makes this process's mapping out of the open segments: their names may
-// be deleted by somebody at any time.
+// attach makes this process's mapping, while the segments are still open.
 func (l *loader) attach() (*attachment, error) {
 	a := l.p.newAttachment(l.h.r, l.man, l.slot, layout.MakeWord(layout.Ready, l.gen), l.lease)
 	a.remember(l.src)
-	if len(l.sealed) <= eagerFiles {
-		for i, s := range l.sealed {
-			if err := a.mapFile(i, s.File()); err != nil {
-				a.detach()
-				l.lease = nil
-				return nil, err
-			}
+	if len(l.man.Files) == 1 {
+		if _, err := a.fileBytes(0); err != nil {
+			a.detach()
+			l.lease = nil
+			return nil, err
 		}
 	}
 	return a, nil
@@ -680,7 +677,6 @@ func (l *loader) link() error {
 		}
 		crashpoint.Hit("load.link-payload")
 	}
-	l.sealed = l.sealed[:n]
 	return nil
 }
 

@@ -78,7 +78,7 @@ func (a *attachment) knows(src *Source) bool {
 		return src.OnChange == ChangeIgnore
 	}
 	for name, v := range src.Environment {
-		if k.Environment[name] != v {
+		if was, ok := k.Environment[name]; !ok || was != v {
 			return src.OnChange == ChangeIgnore
 		}
 	}
@@ -110,7 +110,8 @@ func (m *Model) Info() Info {
 }
 
 // Bytes returns the contents of a file, mapped read-only: a write faults. The
-// file is mapped once per process. The bytes are valid until Close; then reading
+// file is mapped once per process, when it is first asked for; should somebody
+// delete it before that, it is ErrGone although the lease holds. The bytes are valid until Close; then reading
 // them is an error that the process may not survive, and builds with the
 // invariants tag make sure that it does not.
 //

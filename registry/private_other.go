@@ -113,11 +113,19 @@ func (r *Registry) getOrLoad(ctx context.Context, key string, src *Source) (*att
 		if leave == nil {
 			continue
 		}
-		a, err = func() (*attachment, error) {
+		return func() (*attachment, bool, error) {
 			defer leave()
-			return r.load(ctx, key, src)
+			if !src.Replace { // the load before ours may have ended since we looked
+				if a, err := r.attach(key); err == nil {
+					if a.knows(src) || src.compare(a.manifest) == nil {
+						return a, false, nil
+					}
+					a.unref()
+				}
+			}
+			a, err := r.load(ctx, key, src)
+			return a, err == nil, err
 		}()
-		return a, err == nil, err
 	}
 }
 

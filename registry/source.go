@@ -132,8 +132,10 @@ func (p *plan) changed(man *layout.Manifest) error {
 			return differ("version", quoted(was.Version), quoted(now.Version))
 		}
 		for name, v := range was.Environment {
-			if now.Environment[name] != v {
-				return differ("environment "+name, quoted(v), quoted(now.Environment[name]))
+			if got, ok := now.Environment[name]; !ok {
+				return differ("environment "+name, quoted(v), "not set")
+			} else if got != v {
+				return differ("environment "+name, quoted(v), quoted(got))
 			}
 		}
 		for name, v := range now.Environment {

@@ -184,17 +184,31 @@ func (d *Dir) OpenWritable(name string) (*os.File, *unix.Stat_t, error) {
 }
 
 func (d *Dir) open(name string, flags int) (*os.File, *unix.Stat_t, error) {
-	fd, err := openat(d.fd, name, flags|unix.O_NOFOLLOW|unix.O_NONBLOCK|unix.O_CLOEXEC, 0)
+	fd, st, err := d.openFD(name, flags)
+	if err != nil {
+		return nil, nil, err
+	}
+	// It is a regular file; left non-blocking, the runtime would try to poll it.
+	_, _ = unix.FcntlInt(uintptr(fd), unix.F_SETFL, 0)
+	return os.NewFile(uintptr(fd), d.Join(name)), &st, nil
+}
+
+// OpenFD is Open for callers that only map: a bare descriptor, close-on-exec.
+func (d *Dir) OpenFD(name string) (fd int, st unix.Stat_t, err error) {
+	return d.openFD(name, unix.O_RDONLY)
+}
+
+func (d *Dir) openFD(name string, flags int) (fd int, st unix.Stat_t, err error) {
+	fd, err = openat(d.fd, name, flags|unix.O_NOFOLLOW|unix.O_NONBLOCK|unix.O_CLOEXEC, 0)
 	if err != nil {
 		if errors.Is(err, unix.ELOOP) {
-			return nil, nil, untrusted(d.Join(name), "is a symbolic link")
+			return -1, st, untrusted(d.Join(name), "is a symbolic link")
 		}
-		return nil, nil, pathErr("open", d.Join(name), err)
+		return -1, st, pathErr("open", d.Join(name), err)
 	}
-	var st unix.Stat_t
 	if err := unix.Fstat(fd, &st); err != nil {
 		unix.Close(fd)
-		return nil, nil, pathErr("stat", d.Join(name), err)
+		return -1, st, pathErr("stat", d.Join(name), err)
 	}
 	why := ""
 	switch {
@@ -209,11 +223,9 @@ func (d *Dir) open(name string, flags int) (*os.File, *unix.Stat_t, error) {
 	}
 	if why != "" {
 		unix.Close(fd)
-		return nil, nil, untrusted(d.Join(name), "%s", why)
+		return -1, st, untrusted(d.Join(name), "%s", why)
 	}
-	// It is a regular file; left non-blocking, the runtime would try to poll it.
-	_, _ = unix.FcntlInt(uintptr(fd), unix.F_SETFL, 0)
-	return os.NewFile(uintptr(fd), d.Join(name)), &st, nil
+	return fd, st, nil
 }
 
 // Stat describes a name of the directory without following links.

@@ -237,7 +237,7 @@ func (p *Pending) hugeWindow(off, n int64, keep bool, f *Fill) (m Mapping, err e
 			return m, err
 		}
 	}
-	m, err = mapAt(p.f, off, huge, unix.PROT_READ|unix.PROT_WRITE, unix.MAP_SHARED)
+	m, err = mapAt(int(p.f.Fd()), off, huge, unix.PROT_READ|unix.PROT_WRITE, unix.MAP_SHARED)
 	if err == nil {
 		// A child of fork must not keep a writable mapping alive.
 		_ = unix.Madvise(m.Bytes, unix.MADV_DONTFORK)
@@ -277,7 +277,7 @@ func grow(buf *[]byte, n int) []byte {
 
 // Sums digests the chunks of a finished segment of size bytes.
 func (s *Sealed) Sums(ctx context.Context, size int64) ([]byte, error) {
-	m, err := Map(s.f, size, false)
+	m, err := Map(int(s.f.Fd()), size, false)
 	if err != nil {
 		return nil, err
 	}

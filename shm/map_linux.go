@@ -29,42 +29,40 @@ type Mapping struct {
 	size  uintptr
 }
 
-// Map maps size bytes of f from the start, read-only, shared, left out of core
-// dumps, at an address that allows 2 MiB pages. populate asks the kernel to
-// enter all pages into the page table at once.
-func Map(f *os.File, size int64, populate bool) (Mapping, error) {
+// Map maps size bytes of the file behind fd from the start, read-only, shared,
+// left out of core dumps, at an address that allows 2 MiB pages. populate asks
+// the kernel to enter all pages into the page table at once. The descriptor may
+// be closed afterwards.
+func Map(fd int, size int64, populate bool) (Mapping, error) {
 	flags := unix.MAP_SHARED
 	if populate {
 		flags |= unix.MAP_POPULATE
 	}
-	return mapAt(f, 0, size, unix.PROT_READ, flags)
+	return mapAt(fd, 0, size, unix.PROT_READ, flags)
 }
 
-// mapAt maps [off, off+size) of f; off is a multiple of HugePage.
-func mapAt(f *os.File, off, size int64, prot, flags int) (m Mapping, err error) {
-	if size == 0 {
-		return Mapping{}, nil
-	}
+// mapAt maps [off, off+size) of a file; off is a multiple of HugePage.
+func mapAt(fd int, off, size int64, prot, flags int) (m Mapping, err error) {
 	if size < 0 || size != int64(int(size)) {
-		return Mapping{}, pathErr("mmap", f.Name(), fmt.Errorf("size %d", size))
+		return m, fmt.Errorf("%w: %d bytes cannot be mapped", ErrLimit, size)
+	}
+	if size == 0 {
+		return m, nil
 	}
 	length := uintptr(size)
-	reserve := length
-	if size >= HugePage {
-		reserve += HugePage
-	}
 	var base unsafe.Pointer
-	if reserve == length {
-		base, err = unix.MmapPtr(int(f.Fd()), off, nil, length, prot, flags)
+	if size < HugePage {
+		base, err = unix.MmapPtr(fd, off, nil, length, prot, flags)
 		m = Mapping{addr: base, size: length}
 	} else {
 		// The kernel does not align mappings of a tmpfs by itself unless it is
 		// mounted with huge=: reserve more, then map at the boundary within.
+		reserve := length + HugePage
 		var room unsafe.Pointer
 		room, err = unix.MmapPtr(-1, 0, nil, reserve, unix.PROT_NONE, unix.MAP_PRIVATE|unix.MAP_ANONYMOUS|unix.MAP_NORESERVE)
 		if err == nil {
 			up := (HugePage - uintptr(room)%HugePage) % HugePage
-			base, err = unix.MmapPtr(int(f.Fd()), off, unsafe.Add(room, up), length, prot, flags|unix.MAP_FIXED)
+			base, err = unix.MmapPtr(fd, off, unsafe.Add(room, up), length, prot, flags|unix.MAP_FIXED)
 			if err != nil {
 				_ = unix.MunmapPtr(room, reserve)
 			}
@@ -72,19 +70,16 @@ func mapAt(f *os.File, off, size int64, prot, flags int) (m Mapping, err error) 
 		m = Mapping{addr: room, size: reserve}
 	}
 	if err != nil {
-		if errors.Is(err, unix.ENOMEM) {
-			err = fmt.Errorf("%w: no more mappings, or address space (sysctl vm.max_map_count, ulimit -v, vm.overcommit_memory): %w", ErrLimit, err)
-		}
-		return Mapping{}, pathErr("mmap", f.Name(), err)
+		return Mapping{}, mapErr(err)
 	}
 	m.Bytes = unsafe.Slice((*byte)(base), length)
 	_ = unix.Madvise(m.Bytes, unix.MADV_DONTDUMP) // weights do not belong into core dumps
 	return m, nil
 }
 
-// Unmap ends the mapping; the bytes must not be used any more. Under the
-// invariants tag the address range stays reserved without access, so that a
-// late read faults at once instead of reading something else.
+// Unmap ends the mapping; its bytes must not be used any more. Under the
+// invariants tag the addresses stay reserved without access, so that a late read
+// faults at once instead of reading something else.
 func (m *Mapping) Unmap() error {
 	if m.addr == nil {
 		return nil
@@ -96,4 +91,11 @@ func (m *Mapping) Unmap() error {
 		return err
 	}
 	return unix.MunmapPtr(addr, size)
+}
+
+func mapErr(err error) error {
+	if errors.Is(err, unix.ENOMEM) {
+		return fmt.Errorf("%w: no more mappings, or address space (sysctl vm.max_map_count, ulimit -v, vm.overcommit_memory): %w", ErrLimit, err)
+	}
+	return os.NewSyscallError("mmap", err)
 }
