@@ -66,7 +66,7 @@ func (a *app) doctor(cmd *cobra.Command) error {
 	defer stop()
 	known, unreadable := a.registryFacts(ctx)
 	fs := doctor.Machine().Examine(a.registryDir(), known)
-	if unreadable != nil {
+	if unreadable != nil && doctor.Worst(fs) < doctor.Fail { // else that is why
 		fs = append(fs, doctor.Finding{
 			Check: "registry", Severity: doctor.Fail, Text: "the registry cannot be opened: " + unreadable.Error(),
 			Reason: "Nobody can attach a model from it.", Fix: hintOf(unreadable),

@@ -71,7 +71,9 @@ var layers = []layer{
 	{folder: "internal/model/cmd", own: []string{"internal/model"}, others: []string{}},
 	// Whatever else is internal helps, and knows nothing of the product.
 	{folder: "internal", others: []string{xsys}},
-	{folder: "cmd", own: []string{"registry", "internal/layout"}},
+	{folder: "internal/doctor", own: []string{"shm", "internal/layout"}, others: []string{xsys}},
+	{folder: "internal/scan", own: []string{"internal/procfs"}, others: []string{xsys}},
+	{folder: "cmd", own: []string{"registry", "internal/layout", "internal/doctor", "internal/scan"}},
 	{folder: "bench", own: []string{"registry", "internal/proctest"}},
 	{folder: "demo", own: []string{"registry"}},
 	{folder: "examples", own: []string{"registry"}},

@@ -47,6 +47,14 @@ type Mapping struct {
 	Perms      string // as in maps: "r--s"
 }
 
+// Unlinked is a deleted file that a process still maps.
+type Unlinked struct {
+	PID   int
+	File  FileID
+	Path  string // that it had
+	Bytes int64  // mapped, at most
+}
+
 // Descriptor is one open descriptor on a wanted file.
 type Descriptor struct {
 	PID, FD int

@@ -1,6 +1,7 @@
 package procfs
 
 import (
+	"bytes"
 	"errors"
 	"io/fs"
 	"os"
@@ -25,6 +26,10 @@ func Locks() ([]Lock, error) { return host.locks() }
 func FindMappings(want map[FileID]struct{}) (found []Mapping, unreadable int, err error) {
 	return host.findMappings(want)
 }
+
+// FindUnlinked returns who maps files that were deleted from below the folder
+// dir. The kernel shows the path as the process that maps sees it.
+func FindUnlinked(dir string) (found []Unlinked, err error) { return host.findUnlinked(dir) }
 
 // FindDescriptors returns who has the wanted files open; otherwise it is like
 // FindMappings. A mapping keeps a file in use after its descriptor is closed.
@@ -125,6 +130,34 @@ func (t tree) findMappings(want map[FileID]struct{}) (found []Mapping, unreadabl
 		}
 	}
 	return found, unreadable, nil
+}
+
+func (t tree) findUnlinked(dir string) (found []Unlinked, err error) {
+	pids, err := t.pids()
+	if err != nil {
+		return nil, err
+	}
+	prefix := []byte(" " + strings.TrimSuffix(dir, "/") + "/")
+	buf := make([]byte, bufferSize)
+	for _, pid := range pids {
+		_ = lines(t.pidPath(pid, "maps"), buf, func(line []byte) {
+			if !bytes.Contains(line, prefix) {
+				return
+			}
+			r, ok := parseRegion(line)
+			path, deleted := strings.CutSuffix(r.Path, " (deleted)")
+			if !ok || !deleted {
+				return
+			}
+			n := int64(r.End - r.Start)
+			if last := len(found) - 1; last >= 0 && found[last].PID == pid && found[last].File == r.File {
+				found[last].Bytes += n
+				return
+			}
+			found = append(found, Unlinked{PID: pid, File: r.File, Path: path, Bytes: n})
+		})
+	}
+	return found, nil
 }
 
 // hidden reports whether err kept us from looking at a process that could have
