@@ -92,9 +92,22 @@ fuzz() {
 	return $status
 }
 
+# python: the client in python/, in a virtual environment of its own that is made once
+# and made anew when its requirements change.
 python() {
-	[ -d python/tests ] || { skip 'there is no python/ yet'; return; }
-	PYTHONPATH=python/src python3 -m unittest discover -s python/tests
+	local venv=bin/venv stamp=bin/venv/requirements.txt
+	if ! cmp -s python/requirements-test.txt $stamp; then
+		rm -rf $venv
+		if ! { python3 -m venv $venv && $venv/bin/python -m pip install --quiet --disable-pip-version-check \
+			xxhash -r python/requirements-test.txt; }; then
+			rm -rf $venv
+			skip 'the Python tests need python3-venv and the Python package index' tool
+			return
+		fi
+		cp python/requirements-test.txt $stamp
+	fi
+	(cd python && ../$venv/bin/python -m ruff check src tests && ../$venv/bin/python -m mypy &&
+		../$venv/bin/python -m pytest)
 }
 
 # ---- running and reporting ----------------------------------------------------

@@ -62,7 +62,7 @@ var Fields = []Field{
 	{"slot", slotKeyLen, 8, "key_len", underTFree, "bytes of the key, 1 to 255; 0: the slot names nothing. Cleared before the key is written, stored after it"},
 	{"slot", slotKey, 256, "key", underTFree, "the key's UTF-8 text, then zeros; written in aligned 8-byte words"},
 	{"slot", slotKey + 256, slotHints - slotKey - 256, "unused", "nobody", "zero"},
-	hint(HintBytes, "bytes", underT, "bytes of the generation's files, copied from the manifest when it is published; the manifest decides"),
+	hint(HintBytes, "bytes", underT, "bytes of the generation's files, copied from the manifest when it is published; the manifest decides. While LOADING: what the load may use in all, which the budget counts"),
 	hint(HintTTL, "ttl", underT, "idle nanoseconds after which the model expires; 0: the header's ttl"),
 	hint(HintPin, "pin", underT, "not 0: neither the budget nor a ttl removes the model"),
 	hint(HintLastAttach, "last_attach", unlocked, "CLOCK_BOOTTIME nanoseconds of the last attach; orders victims, decides nothing; a value in the future counts as now"),

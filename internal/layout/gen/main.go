@@ -1,5 +1,5 @@
-// Command gen writes docs/FORMAT.md from package layout: run go generate in
-// internal/layout. The prose is in format.md.tmpl; every number and table comes
+// Command gen writes docs/FORMAT.md, and the constants of the Python package,
+// from package layout: run go generate in internal/layout. The prose is in format.md.tmpl; every number and table comes
 // from the package, so that the document cannot drift from the code.
 package main
 
@@ -16,8 +16,11 @@ import (
 	"github.com/onecopy/onecopy/internal/layout"
 )
 
-// output is seen from internal/layout, where go generate runs.
-const output = "../../docs/FORMAT.md"
+// Both are seen from internal/layout, where go generate runs.
+const (
+	output       = "../../docs/FORMAT.md"
+	pythonOutput = "../../python/src/onecopy/_layout.py"
+)
 
 //go:embed format.md.tmpl
 var text string
@@ -26,6 +29,9 @@ func main() {
 	doc, err := render()
 	if err == nil {
 		err = os.WriteFile(output, doc, 0o644)
+	}
+	if err == nil {
+		err = os.WriteFile(pythonOutput, pythonConstants(), 0o644)
 	}
 	if err != nil {
 		fmt.Fprintln(os.Stderr, "gen:", err)

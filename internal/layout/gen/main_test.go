@@ -30,6 +30,20 @@ func TestFormatIsFresh(t *testing.T) {
 	}
 }
 
+// TestPythonConstantsAreFresh: so is what the Python package imports.
+func TestPythonConstantsAreFresh(t *testing.T) {
+	if digestAlgorithm != digest.Algorithm || chunkBytes != digest.ChunkBytes {
+		t.Errorf("digests: %s of %d bytes, package digest has %s of %d", digestAlgorithm, chunkBytes, digest.Algorithm, digest.ChunkBytes)
+	}
+	got, err := os.ReadFile(filepath.Join("..", pythonOutput))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if d := cmp.Diff(string(pythonConstants()), string(got)); d != "" {
+		t.Errorf("_layout.py is stale: run go generate ./internal/layout\n%s", d)
+	}
+}
+
 // TestFormatHasEveryField, at the offsets that the golden list froze.
 func TestFormatHasEveryField(t *testing.T) {
 	doc, err := render()

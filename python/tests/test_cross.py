@@ -1,0 +1,190 @@
+"""Go and Python on one registry, through shmctl."""
+
+from __future__ import annotations
+
+import gc
+import json
+import os
+import pathlib
+import signal
+import subprocess
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+import onecopy
+
+Ctl = Callable[..., "subprocess.CompletedProcess[str]"]
+
+
+@pytest.fixture
+def ctl(shmctl: str, shm: str) -> Ctl:
+    def run(*args: str, check: bool = True) -> subprocess.CompletedProcess[str]:
+        p = subprocess.run([shmctl, "--dir", shm + "/r", *args], capture_output=True, text=True, timeout=120)
+        assert not check or p.returncode == 0, p.stderr
+        return p
+
+    return run
+
+
+def test_go_loads_python_reads(reg: onecopy.Registry, ctl: Ctl, tmp_path: pathlib.Path) -> None:
+    (tmp_path / "m" / "onnx").mkdir(parents=True)
+    (tmp_path / "m" / "big.bin").write_bytes(os.urandom((5 << 20) + 3))
+    (tmp_path / "m" / "onnx" / "x").write_bytes(b"x")
+    (tmp_path / "m" / "nothing").touch()
+    ctl("load", "org/k", str(tmp_path / "m"))
+    with reg.get("org/k") as m, reg.open("org/k", tmp_path / "m") as n:
+        assert not n.loaded
+        assert m["big.bin"] == (tmp_path / "m" / "big.bin").read_bytes() and m["onnx/x"] == b"x" and m["nothing"] == b""
+        m.verify()
+        assert ctl("path", "org/k").stdout.strip() == m.path
+        p = ctl("rm", "org/k", check=False)
+        assert p.returncode == 5 and str(os.getpid()) in p.stderr
+    assert reg.check(data=True) == []
+    del m, n
+    gc.collect()
+    ctl("rm", "org/k")
+    with pytest.raises(onecopy.NotFound):
+        reg.get("org/k")
+
+
+def test_python_loads_go_reads(reg: onecopy.Registry, ctl: Ctl, tmp_path: pathlib.Path) -> None:
+    (tmp_path / "f.bin").write_bytes(os.urandom((9 << 20) + 5))
+    reg.open("k", tmp_path / "f.bin").close()
+    value = reg.get_or_load("o", lambda: {"x": __import__("numpy").ones(100_000)}, version="7")
+    assert "already" in (lambda p: p.stdout + p.stderr)(ctl("load", "k", str(tmp_path / "f.bin")))
+    p = subprocess.run(ctl("path", "k").args, capture_output=True, text=True)
+    assert p.stdout.strip().endswith("/k")
+    assert ctl("check", "--data").returncode == 0
+    rows = json.loads(ctl("ls", "-o", "json").stdout)
+    text = json.dumps(rows)
+    assert '"k"' in text and '"o"' in text
+    st = json.loads(ctl("stat", "o", "-o", "json").stdout)
+    assert '"7"' in json.dumps(st) and "python" in json.dumps(st)
+    assert (pathlib.Path(ctl("path", "o").stdout.strip()) / "data").stat().st_size == 800_000
+    os.utime(tmp_path / "f.bin", ns=(1, 1))
+    assert ctl("load", "k", str(tmp_path / "f.bin"), check=False).returncode == 8
+    del value
+
+
+def test_the_same_texts(reg: onecopy.Registry, ctl: Ctl, model: pathlib.Path, tmp_path: pathlib.Path) -> None:
+    """The message of an error is that of the inspector."""
+
+    def same(call: Callable[[], object], *args: str) -> None:
+        with pytest.raises(onecopy.Error) as e:
+            call()
+        said = ctl(*args, check=False).stderr
+        assert e.value.text in said, said
+
+    reg.open("k0", model).close()
+    gc.collect()
+    same(lambda: reg.remove("absent"), "rm", "absent")
+    (tmp_path / "e").mkdir()
+    same(lambda: reg.open("k", tmp_path / "e"), "load", "k", str(tmp_path / "e"))
+    same(lambda: reg.get("a\nb"), "path", "a\nb")
+    reg.open("k", model).close()
+    (model / "sub" / "b.txt").write_text("changed")
+    same(lambda: onecopy.Registry(reg.dir).open("k", model), "load", "k", str(model))
+    os.chmod(reg.dir, 0o770)
+    same(lambda: onecopy.Registry(reg.dir).get("k"), "ls")
+    os.chmod(reg.dir, 0o700)
+
+
+def test_both_checks_agree_on_damage(reg: onecopy.Registry, ctl: Ctl, model: pathlib.Path) -> None:
+    from onecopy import _layout as L
+    from onecopy import _table as T
+
+    for key in ("a", "b", "c", "d"):
+        reg.open(key, model).close()
+    gc.collect()
+    m = pathlib.Path(reg.dir) / "v1" / "m"
+    paths = {e.key: pathlib.Path(e.path) for e in reg.entries()}
+    os.unlink(paths["a"] / "a.bin")
+    os.unlink(str(paths["b"].parent) + ".digests")
+    os.unlink(str(paths["c"].parent) + ".manifest")
+    (m / "stray").mkdir()
+    with reg._here().table("x") as t:
+        f = t.find("d")
+        assert f is not None
+        t.change(f.slot, f.word, T.make_word(L.EVICTING, T.gen_of(f.word)))
+        t.index[5] = 0x12340003
+    mine = {(p.kind, p.key, p.path, p.text) for p in reg.check()}
+    assert {x[0] for x in mine} == {"payload", "digest", "manifest", "leftover", "evicting", "table"}
+    got = json.loads(ctl("check", "-o", "json", check=False).stdout)
+    rows = got.get("problems", got) if isinstance(got, dict) else got
+    assert mine == {(p["kind"], p.get("key") or "", p.get("path") or "", p["text"]) for p in rows}
+    ctl("gc")
+    assert {p.kind for p in reg.check()} == {"payload", "digest"}
+    for key in ("a", "b"):
+        reg.remove(key)
+
+
+@pytest.mark.parametrize("first", ["go", "python"])
+def test_mixed_loaders_race(
+    reg: onecopy.Registry, ctl: Ctl, shmctl: str, start: Any, tmp_path: pathlib.Path, first: str
+) -> None:
+    src = tmp_path / "f.bin"
+    src.write_bytes(os.urandom(20 << 20))
+    code = "sys.stdin.readline()\nm = onecopy.open('k', sys.argv[1])\nprint(m.loaded, m.generation, m['f.bin'].nbytes, flush=True)"
+    for _ in range(5):
+        procs = [start(code, str(src)) for _ in range(3)]
+        if first == "python":
+            for p in procs:
+                p.go()
+        gos = [
+            subprocess.Popen(
+                [shmctl, "--dir", reg.dir, "load", "k", str(src)],
+                stdout=subprocess.PIPE,
+                stderr=subprocess.STDOUT,
+                text=True,
+            )
+            for _ in range(3)
+        ]
+        if first == "go":
+            for p in procs:
+                p.go()
+        lines = [p.line().split() for p in procs]
+        outs = [g.communicate()[0] for g in gos]
+        assert all(g.returncode == 0 for g in gos), outs
+        loads = sum(line[0] == "True" for line in lines) + sum("already" not in o for o in outs)
+        assert len({line[1] for line in lines}) == 1 and loads == 1, (lines, outs)
+        for p in procs:
+            assert p.wait() == 0
+        assert ctl("check", "--data").returncode == 0
+        reg.remove("k")
+
+
+def test_mixed_kill(reg: onecopy.Registry, ctl: Ctl, shmctl: str, start: Any, tmp_path: pathlib.Path) -> None:
+    """Loaders of either kind are killed at random moments; the other kind takes over."""
+    import random
+    import time
+
+    rng = random.Random(1)
+    src = tmp_path / "f.bin"
+    src.write_bytes(os.urandom(30 << 20))
+    code = "onecopy.open('k', sys.argv[1], replace=True)"
+    for i in range(10):
+        python = start(code, str(src))
+        go = subprocess.Popen(
+            [shmctl, "--dir", reg.dir, "load", "k", str(src), "--replace"],
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+        )
+        time.sleep(rng.random() * 0.25)  # any moment will do
+        go.send_signal(signal.SIGKILL)
+        python.kill()
+        go.wait()
+        with reg._here().table("x") as t:  # no back-off in this test
+            f = t.find("k")
+            if f is not None:
+                from onecopy import _table as T
+
+                t.set_hint(f.slot, T.DEATHS, 0)
+        if i % 2:
+            ctl("load", "k", str(src))
+        else:
+            reg.open("k", src).close()
+        gc.collect()
+        reg.gc() if i % 3 else ctl("gc")
+        assert reg.check(data=True) == [] and ctl("check", "--data").returncode == 0

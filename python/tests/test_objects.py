@@ -1,0 +1,347 @@
+"""get_or_load: whatever a loader returns."""
+
+from __future__ import annotations
+
+import collections
+import gc
+import os
+import pathlib
+import pickle
+import sys
+import threading
+from typing import Any
+
+import pytest
+
+import onecopy
+from onecopy import _arena, _objects
+
+np = pytest.importorskip("numpy")
+
+
+class Box:
+    """Stands for a user's model class."""
+
+    def __init__(self, **parts: Any) -> None:
+        self.__dict__.update(parts)
+
+
+def arrays() -> dict[str, Any]:
+    a = np.arange(1 << 17, dtype="f8").reshape(256, 512)
+    return {
+        "a": a, "t": a.T, "row": a[3], "strided": a[::2, 1::3], "reversed": a[::-1], "scalar": np.array(3.5),
+        "empty": np.zeros((0, 5)), "object": np.array([1, "x", None], dtype=object), "text": np.array(["ab", "c"]),
+        "record": np.zeros(3, dtype=[("x", "i4"), ("y", "f8")]), "fortran": np.asfortranarray(a), "big": a.astype(">f4"),
+        "broadcast": np.broadcast_to(np.float32(2), (4, 1000)), "same": a, "plain": 5, "bool": a > 7,
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize("mode", [None, "r", "c"])
+def test_numpy(reg: onecopy.Registry, mode: str | None) -> None:
+    want = arrays()
+    got = reg.get_or_load("k", arrays, mode=mode)
+    assert reg.get_or_load("k", arrays, mode=mode) is got
+    for name, v in want.items():
+        g = got[name]
+        if not isinstance(v, np.ndarray):
+            assert g == v
+            continue
+        assert (type(g), g.dtype, g.shape, g.tolist()) == (type(v), v.dtype, v.shape, v.tolist())
+        if not v.dtype.hasobject and v.nbytes:
+            assert g.strides == v.strides and g.flags.writeable == (mode == "c"), name
+    assert got["same"] is got["a"]
+    for name in ("t", "row", "strided", "reversed"):
+        assert np.shares_memory(got[name], got["a"])
+    assert not np.shares_memory(got["fortran"], got["a"])
+    assert got["a"].__array_interface__["data"][0] % 64 == 0
+    s = reg.status("k")
+    assert (s.shared, s.backing, s.mode, s.private_bytes) == (True, "shm", mode or "r", 0)
+    if mode == "c":
+        got["a"][0, 0] = 99
+        assert got["row"][0] == want["row"][0] and got["t"][0, 0] == 99
+        assert 0 < reg.status("k").private_bytes <= 1 << 21
+        other = onecopy.Registry(reg.dir)
+        assert other.get_or_load("k", arrays)["a"][0, 0] == 0
+    else:
+        with pytest.raises(ValueError, match="read-only"):
+            got["a"][0, 0] = 1
+
+
+def test_only_the_used_part_of_a_base_is_stored(reg: onecopy.Registry) -> None:
+    big = np.zeros(1 << 22, dtype="u1")
+    big[1000:1100] = 7
+    got = reg.get_or_load(
+        "k", lambda: {"small": big[1000:1100], "other": np.lib.stride_tricks.as_strided(big[:8], (3, 4), (2, 1))}
+    )
+    assert got["small"].tolist() == [7] * 100 and got["other"].shape == (3, 4)
+    assert reg.entries()[0].nbytes < 8192
+
+
+def test_kinds_of_results(reg: onecopy.Registry) -> None:
+    Point = collections.namedtuple("Point", "x y")
+    globals()["Point"] = Point
+    Point.__module__, Point.__qualname__ = __name__, "Point"
+    sys.modules.setdefault(__name__, sys.modules[Point.__module__])
+    values: list[Any] = [
+        [1, "two", 3.0], {"a": {1, 2}}, b"bytes" * 30_000, bytearray(b"x" * 100_000), Box(w=np.ones(100_000), n="n"),
+        np.ma.masked_array([1, 2, 3], [0, 1, 0]), np.float32(3), Point(1, np.arange(9)), len, Box, 0, "", False,
+    ]  # fmt: skip
+    for i, v in enumerate(values):
+        got = reg.get_or_load(f"k{i}", lambda v=v: v)
+        assert type(got) is type(v)
+        assert pickle.dumps(got) == pickle.dumps(v) or isinstance(v, (Box, Point, np.ma.MaskedArray)), v
+    box = reg.get_or_load("k4", dict)
+    assert box.n == "n" and not box.w.flags.writeable
+    buffer = reg.get_or_load("k3", dict)
+    assert isinstance(buffer, bytearray) and len(buffer) == 100_000
+
+
+def test_memmap_in_a_loader(reg: onecopy.Registry, tmp_path: pathlib.Path) -> None:
+    path = tmp_path / "x.npy"
+    np.save(path, np.arange(50_000))
+    got = reg.get_or_load("k", lambda: np.load(path, mmap_mode="r")[5:])
+    assert type(got) is np.ndarray and got[0] == 5 and got.shape == (49_995,)
+
+
+def test_writer(reg: onecopy.Registry) -> None:
+    kept: list[Any] = []
+
+    def load(w: Any) -> dict[str, Any]:
+        a = w.empty((1000, 1000))
+        assert a.dtype == "f4" and not a.any()
+        a[:] = 3
+        b = w.zeros(70, "i8")
+        b[:] = range(70)
+        big = w.empty((5 << 20,), "u1")
+        big[-1] = 9
+        kept.append(a)
+        return {"a": a, "b": b, "view": a[1:, ::2], "big": big, "outside": np.ones(1000), "none": w.empty(0)}
+
+    got = reg.get_or_load("k", load)
+    assert got["a"].sum() == 3_000_000 and got["b"][69] == 69 and got["outside"].sum() == 1000 and got["big"][-1] == 9
+    assert np.shares_memory(got["view"], got["a"]) and got["none"].shape == (0,)
+    a = kept.pop()
+    assert a[0, 0] == 3
+    a[0, 0] = 4  # late: neither crashes nor reaches anybody
+    assert got["a"][0, 0] == 3
+    assert reg.entries()[0].nbytes < 10 << 20
+    assert reg.check(data=True) == []
+
+
+def test_writer_without_huge_pages_and_without_room(shm: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    reg = onecopy.Registry(shm + "/r", budget=64 << 20)
+    monkeypatch.setattr(_arena._sys, "MADV_COLLAPSE", 9999)
+    got = reg.get_or_load("k", lambda w: w.empty((1 << 20,), "f8"))
+    assert got.sum() == 0
+    kept = []
+
+    def load(w: Any) -> Any:
+        kept.append(w.empty(1 << 20))
+        kept.append(w.empty((1 << 40,), "u1"))
+
+    with pytest.raises(onecopy.NoSpace):
+        reg.get_or_load("k2", load)
+    assert kept[0].sum() == 0  # what the loader kept stays readable
+    assert [e.key for e in reg.entries()] == ["k"]
+
+
+def test_loader_that_raises(reg: onecopy.Registry) -> None:
+    with pytest.raises(onecopy.LoadFailed, match='load "k": the load failed: the loader raised ZeroDivisionError') as e:
+        reg.get_or_load("k", lambda: 1 / 0)
+    assert isinstance(e.value.__cause__, ZeroDivisionError)
+    with pytest.raises(onecopy.LoadFailed, match="returned None"):
+        reg.get_or_load("k", lambda: None)
+    for interrupt in (KeyboardInterrupt, SystemExit):
+        with pytest.raises(interrupt):
+            reg.get_or_load("k", lambda i=interrupt: (_ for _ in ()).throw(i))
+    assert reg.entries() == [] and reg.status("k").attempts == 0
+    assert reg.get_or_load("k", lambda: [1]) == [1]
+
+
+def test_what_cannot_be_shared_is_named(reg: onecopy.Registry) -> None:
+    box = Box(inner=Box(layers=[1, {"hook": lambda: 0}]))
+    with pytest.raises(onecopy.LoadFailed, match=r"Box.inner.layers\[1\]\['hook'\] \(function\) cannot be shared"):
+        reg.get_or_load("k", lambda: box)
+    loop: list[Any] = [threading.Lock()]
+    loop.append(loop)
+    with pytest.raises(onecopy.LoadFailed, match=r"list\[0\]"):
+        reg.get_or_load("k", lambda: loop)
+    assert os.listdir(reg.dir + "/v1/m") == []
+
+
+def test_version_and_environment(reg: onecopy.Registry, monkeypatch: pytest.MonkeyPatch) -> None:
+    def other() -> onecopy.Registry:
+        return onecopy.Registry(reg.dir)
+
+    first = reg.get_or_load("k", arrays, version="1")
+    with pytest.raises(onecopy.SourceChanged, match='version was "1" when the model was loaded and is "2" now'):
+        other().get_or_load("k", arrays, version="2")
+    with pytest.raises(onecopy.SourceChanged, match="version"):
+        reg.get_or_load("k", arrays)
+    assert other().get_or_load("k", arrays, version="2", on_change="ignore")["plain"] == 5
+    with monkeypatch.context() as patch:
+        patch.setattr(np, "__version__", "1.0")
+        with pytest.raises(onecopy.SourceChanged, match="environment numpy was"):
+            other().get_or_load("k", arrays, version="1")
+    with monkeypatch.context() as patch:
+        patch.setattr(_objects, "version_of", lambda name: None)
+        with pytest.raises(onecopy.SourceChanged, match="and is not installed now"):
+            other().get_or_load("k", arrays, version="1")
+    assert _objects.version_of("no_such_package") is None
+    new = other().get_or_load("k", lambda: [2], version="2", on_change="replace")
+    assert new == [2] and first["a"][0, 1] == 1
+    with pytest.raises(onecopy.SourceChanged):  # never silently stale
+        reg.get_or_load("k", arrays, version="1")
+    assert reg.get_or_load("k", arrays, version="2") == [2]
+
+
+def test_a_model_of_files_is_no_object(reg: onecopy.Registry, model: pathlib.Path) -> None:
+    with reg.open("k", model):
+        with pytest.raises(onecopy.SourceChanged, match="kind was path"):
+            reg.get_or_load("k", dict)
+        with pytest.raises(onecopy.Corrupt, match="holds no Python object"):
+            reg.get_or_load("k", dict, on_change="ignore")
+    reg.get_or_load("o", lambda: [1])
+    with pytest.raises(onecopy.SourceChanged, match="kind was func"):
+        onecopy.Registry(reg.dir).open("o", model)
+
+
+def test_nested_loads_are_refused(reg: onecopy.Registry) -> None:
+    reg.get_or_load("there", lambda: [1])
+    for key in ("k", "other"):
+        with pytest.raises(onecopy.LoadFailed) as e:
+            reg.get_or_load("k", lambda key=key: reg.get_or_load(key, dict, timeout=5))
+        assert isinstance(e.value.__cause__, onecopy.NestedLoad)
+    reg.release("there")
+    assert reg.get_or_load("k", lambda: reg.get_or_load("there", dict) + [2]) == [1, 2]
+
+
+def test_many_threads_one_load(reg: onecopy.Registry) -> None:
+    calls, results, barrier = [], [], threading.Barrier(8)
+
+    def load() -> Any:
+        calls.append(1)
+        return np.arange(1000)
+
+    def work() -> None:
+        barrier.wait()
+        results.append(reg.get_or_load("k", load))
+
+    threads = [threading.Thread(target=work) for _ in range(8)]
+    for t in threads:
+        t.start()
+    for t in threads:
+        t.join()
+    assert len(calls) == 1 and len({id(r) for r in results}) == 1
+
+
+def test_a_waiting_thread_times_out(reg: onecopy.Registry) -> None:
+    inside, go = threading.Event(), threading.Event()
+
+    def slow() -> Any:
+        inside.set()
+        go.wait(30)
+        return [1]
+
+    t = threading.Thread(target=lambda: reg.get_or_load("k", slow))
+    t.start()
+    inside.wait(30)
+    with pytest.raises(onecopy.Timeout):
+        reg.get_or_load("k", slow, timeout=0.05)
+    with pytest.raises(onecopy.Timeout, match="is loading it, or hangs"):
+        onecopy.Registry(reg.dir).get_or_load("k", slow, timeout=0.05)
+    with pytest.raises(onecopy.InUse, match="it is being loaded"):
+        reg.remove("k")
+    assert reg.status("k").state == "loading" and reg.entries()[0].loader_pid == os.getpid()
+    go.set()
+    t.join()
+    assert reg.get_or_load("k", slow) == [1]
+
+
+def test_release_and_views(reg: onecopy.Registry) -> None:
+    a = reg.get_or_load("k", arrays)["a"]
+    reg.release("k")
+    reg.release("k")
+    gc.collect()
+    with pytest.raises(onecopy.InUse):
+        reg.remove("k")
+    piece = a[5, 5:7]
+    del a
+    gc.collect()
+    assert piece.tolist() == [2565.0, 2566.0] and reg.entries()[0].leased
+    del piece
+    gc.collect()
+    assert not reg.entries()[0].leased
+    reg.remove("k")
+
+
+def test_objects_false_and_foreign_owner(reg: onecopy.Registry, monkeypatch: pytest.MonkeyPatch) -> None:
+    reg.get_or_load("k", lambda: [1])
+    with pytest.raises(onecopy.Untrusted, match="objects=False"):
+        onecopy.Registry(reg.dir, objects=False).get_or_load("k", dict)
+    if os.geteuid() == 0:
+        os.chown(reg.dir, 65533, 65533)
+        try:
+            with pytest.raises(onecopy.Error):
+                onecopy.Registry(reg.dir).get_or_load("k", dict)
+            for sub in ("v1", "v1/m", "v1/w", "v1/registry"):
+                os.chown(f"{reg.dir}/{sub}", 65533, 65533)
+            for f in os.scandir(reg.dir + "/v1/m"):
+                os.chown(f.path, 65533, 65533)
+                for root, dirs, files in os.walk(f.path):
+                    for n in [".", *dirs, *files]:
+                        os.chown(os.path.join(root, n), 65533, 65533)
+            with pytest.raises(onecopy.Untrusted, match="objects are pickles"):
+                onecopy.Registry(reg.dir).get_or_load("k", dict)
+            assert onecopy.Registry(reg.dir, trust_owner=65533).get_or_load("k", dict) == [1]
+            with pytest.raises(onecopy.ReadOnly):
+                onecopy.Registry(reg.dir, trust_owner=65533).get_or_load("new", dict)
+            assert onecopy.Registry(reg.dir, trust_owner=65533).get_or_load("new", lambda: [2], fallback="private") == [
+                2
+            ]
+        finally:
+            for root, dirs, files in os.walk(reg.dir):
+                for n in [".", *dirs, *files]:
+                    os.chown(os.path.join(root, n), 0, 0)
+
+
+def test_hostile_skeletons() -> None:
+    d = _objects.dump({"a": np.arange(100)})
+    good = d.skeleton
+    view = memoryview
+    assert _objects.parse(view(good), d.size).blocks == [(0, 800, 0)]
+    for bad in (b"", good[:30], b"x" + good[1:], good[:-1], good[:8] + b"\0\0\0\0\xff\xff\xff\xff" + good[16:]):
+        with pytest.raises(onecopy.Corrupt):
+            _objects.parse(view(bad), d.size)
+    with pytest.raises(onecopy.Corrupt, match="a buffer ends at 800"):
+        _objects.parse(view(good), 799)
+    for name in ("_array", "_tensor", "_storage"):
+        with pytest.raises(onecopy.Corrupt):
+            getattr(_objects, name)(1)
+
+
+def test_module_level_functions(shm: str, model: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    r = onecopy.Registry(shm + "/r")
+    monkeypatch.setattr(onecopy, "_default", r)
+    monkeypatch.setattr(onecopy, "_cached", r._objects)
+    assert onecopy.default_registry() is r
+    value = onecopy.get_or_load("o", lambda: [1], version="1")
+    for _ in range(2050):
+        assert onecopy.get_or_load("o", lambda: [2], version="1") is value
+    with pytest.raises(onecopy.InvalidKey):
+        onecopy.get_or_load(["o"], dict)  # type: ignore[arg-type]
+    with onecopy.open("k", model) as m, onecopy.get("k") as n:
+        assert m.generation == n.generation
+    assert onecopy.status("o").shared and onecopy.status("none").state == "free"
+    assert [e.key for e in onecopy.entries()] == ["k", "o"]
+    assert onecopy.stats().hits >= 2050
+    del value
+    onecopy.release("o")
+    gc.collect()
+    onecopy.remove("o")
+    assert onecopy.gc().removed == () and onecopy.check(data=True) == []
+    assert "Model" in dir(onecopy) and onecopy.Model.__name__ == "Model"
+    with pytest.raises(AttributeError):
+        onecopy.nothing  # noqa: B018
+    for name in onecopy.__all__:
+        assert getattr(onecopy, name).__doc__

@@ -1,0 +1,187 @@
+"""Opening and verifying a registry's directory: hazard H30."""
+
+from __future__ import annotations
+
+import os
+import pathlib
+import shutil
+import subprocess
+import sys
+import threading
+from collections.abc import Callable
+
+import pytest
+
+import onecopy
+from conftest import ROOT, SRC
+from onecopy import _locks, _place
+
+ME = os.geteuid()
+root_only = pytest.mark.skipif(ME != 0, reason="needs root to become another user")
+
+
+@pytest.mark.parametrize("umask", [0, 0o022, 0o077, 0o777])
+def test_modes_do_not_depend_on_the_umask(shm: str, model: pathlib.Path, umask: int) -> None:
+    old = os.umask(umask)
+    try:
+        for mode in (0o700, 0o755):
+            d = f"{shm}/{mode:o}"
+            onecopy.Registry(d, mode=mode).open("k", model).close()
+            seen = {
+                p: os.stat(f"{d}/{p}").st_mode & 0o777 for p in ("", "v1", "v1/m", "v1/w", "v1/registry", "v1/w/table")
+            }
+            assert seen == {
+                "": mode,
+                "v1": mode,
+                "v1/m": mode,
+                "v1/w": 0o700,
+                "v1/registry": 0o644,
+                "v1/w/table": 0o600,
+            }
+    finally:
+        os.umask(old)
+
+
+HOSTILE: dict[str, tuple[Callable[[str], object], str]] = {
+    "symlink": (lambda p: os.symlink("/tmp", p), "is a symbolic link"),
+    "fifo": (os.mkfifo, "is a FIFO"),
+    "file": (lambda p: open(p, "w").close(), "is a file"),
+    "group": (lambda p: (os.mkdir(p), os.chmod(p, 0o770)), "mode 0770 lets others"),
+    "world": (lambda p: (os.mkdir(p), os.chmod(p, 0o707)), "mode 0707 lets others"),
+    "v1 symlink": (lambda p: (os.mkdir(p), os.symlink("/tmp", p + "/v1")), "is a symbolic link"),
+    "table symlink": (lambda p: (os.makedirs(p + "/v1"), os.symlink("/etc/passwd", p + "/v1/registry")), "is a symbolic link"),
+    "table fifo": (lambda p: (os.makedirs(p + "/v1"), os.mkfifo(p + "/v1/registry", 0o600)), "is a FIFO"),
+    "table mode": (lambda p: (os.makedirs(p + "/v1"), open(p + "/v1/registry", "w").close(), os.chmod(p + "/v1/registry", 0o666)), "lets others write"),
+    "table link": (lambda p: (os.makedirs(p + "/v1"), open(p + "/x", "w").close(), os.link(p + "/x", p + "/v1/registry")), "hard link"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("how", HOSTILE)
+def test_hostile_names(shm: str, how: str) -> None:
+    os.umask(0o022)
+    make, text = HOSTILE[how]
+    make(shm + "/r")
+    with pytest.raises(onecopy.Untrusted, match=text):
+        onecopy.Registry(shm + "/r").get("k")
+
+
+@root_only
+def test_foreign_owner_by_name(shm: str) -> None:
+    os.mkdir(shm + "/r", 0o755)
+    os.makedirs(shm + "/r/v1")
+    os.chown(shm + "/r", 65533, 65533)
+    with pytest.raises(onecopy.Untrusted, match="owned by uid 0"):
+        onecopy.Registry(shm + "/r").get("k")
+
+
+def run_as(uid: int, code: str, *args: str) -> str:
+    full = "import os,sys\nos.setgid(%d);os.setuid(%d)\nimport onecopy\n%s" % (uid, uid, code)
+    p = subprocess.run(
+        [sys.executable, "-c", f"import sys; sys.path.insert(0, {SRC!r})\n" + full, *args],
+        capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert p.returncode == 0, p.stderr
+    return p.stdout
+
+
+@root_only
+def test_readers_of_another_uid(shm: str, model: pathlib.Path, tmp_path: pathlib.Path) -> None:
+    parents = [*pathlib.Path(os.path.realpath(sys.executable)).parents, *pathlib.Path(SRC).parents]
+    if not all(p.stat().st_mode & 0o001 for p in parents):
+        pytest.skip("the interpreter lies where another user cannot read it")
+    os.chmod(shm, 0o755)
+    r = onecopy.Registry(shm + "/r", mode=0o755)
+    m = r.open("k", model)
+    out = run_as(65533, "r=onecopy.Registry(sys.argv[1])\nprint(bytes(r.get('k')['sub/b.txt']))", shm + "/r")
+    assert out == "b'hello'\n"
+    m.close()
+
+
+def test_refuses_what_is_no_tmpfs(tmp_path: pathlib.Path) -> None:
+    if os.stat(tmp_path).st_dev == os.stat("/dev/shm").st_dev:
+        pytest.skip("the temporary folder is a tmpfs")
+    with pytest.raises(onecopy.Unsupported, match="not on a tmpfs"):
+        onecopy.Registry(tmp_path / "r").get("k")
+
+
+def test_versions_and_damage(shm: str) -> None:
+    golden = ROOT / "testdata" / "layout" / "v1"
+    for name, kind in [("version-2", onecopy.VersionMismatch), ("byte-order", onecopy.VersionMismatch),
+                       ("bad-magic", onecopy.Corrupt), ("bad-short", onecopy.Corrupt)]:  # fmt: skip
+        d = pathlib.Path(shm) / name
+        (d / "v1").mkdir(parents=True)
+        d.chmod(0o700)
+        shutil.copy(golden / f"{name}.bin", d / "v1" / "registry")
+        (d / "v1" / "registry").chmod(0o644)
+        with pytest.raises(kind):
+            onecopy.Registry(d).get("k")
+        with pytest.raises(kind):
+            onecopy.Registry(d).open("k", __file__, fallback="auto")
+
+
+def test_own_directory_that_shuts_us_out_is_repaired(shm: str, model: pathlib.Path) -> None:
+    r = onecopy.Registry(shm + "/r")
+    r.open("k", model).close()
+    os.chmod(shm + "/r/v1/m", 0o500)
+    shutil.rmtree(shm + "/r/v1/w")
+    again = onecopy.Registry(shm + "/r")
+    with again.open("k2", model):
+        assert os.stat(shm + "/r/v1/m").st_mode & 0o777 == 0o700
+
+
+def test_missing_lock_folder_under_a_running_process(shm: str, model: pathlib.Path) -> None:
+    r = onecopy.Registry(shm + "/r")
+    r.open("k", model).close()
+    shutil.rmtree(shm + "/r/v1/w")
+    with r.open("k2", model) as m:
+        assert m.loaded
+    assert r.check() == []
+
+
+def test_many_open_at_once(shm: str) -> None:
+    barrier, seen = threading.Barrier(12), []
+
+    def work() -> None:
+        r = onecopy.Registry(shm + "/r")
+        barrier.wait()
+        r.entries() if False else r._here()
+        seen.append(r._here().ident)
+
+    threads = [threading.Thread(target=work) for _ in range(12)]
+    for t in threads:
+        t.start()
+    for t in threads:
+        t.join()
+    assert len(seen) == 12 and len(set(seen)) == 1
+
+
+def test_lock_file_that_is_none(shm: str, model: pathlib.Path) -> None:
+    r = onecopy.Registry(shm + "/r")
+    r.open("k", model).close()
+    os.unlink(shm + "/r/v1/w/table")
+    os.mkfifo(shm + "/r/v1/w/table", 0o600)
+    with pytest.raises(onecopy.Untrusted, match="not a regular file"):
+        r.gc()
+    os.unlink(shm + "/r/v1/w/table")
+    os.symlink("/etc/passwd", shm + "/r/v1/w/table")
+    with pytest.raises(onecopy.Untrusted, match="not a regular file"):
+        r.gc()
+
+
+def test_probe_finds_locks_that_lie(shm: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    for answers, text in [([True], "does not last"), ([False, False], "outlives")]:
+        _place._probed.clear()
+        left = list(answers)
+        monkeypatch.setattr(_locks, "try_exclusive", lambda fd: left.pop(0))
+        r = onecopy.Registry(shm + "/r")
+        with pytest.raises(onecopy.Unsupported, match=text):
+            r.open("k", __file__, fallback="raise")
+    _place._probed.clear()
+
+
+def test_default_dir(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ONECOPY_DIR", "/dev/shm/x")
+    assert onecopy.Registry().dir == "/dev/shm/x"
+    monkeypatch.delenv("ONECOPY_DIR")
+    assert onecopy.Registry().dir == f"/dev/shm/onecopy-{ME}"
+    assert "onecopy-" in repr(onecopy.Registry())

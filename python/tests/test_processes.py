@@ -1,0 +1,356 @@
+"""Real processes: one load for all, kill -9 at every step, takeover, fork, signals."""
+
+from __future__ import annotations
+
+import gc
+import os
+import pathlib
+import re
+import signal
+import subprocess
+import sys
+from typing import Any
+
+import pytest
+
+import onecopy
+from conftest import SRC
+
+LOAD = """
+import numpy as np
+def load():
+    with open(sys.argv[1], "a") as f:
+        f.write("x")
+    return {"a": np.arange(1 << 16), "b": np.ones(9)}
+v = onecopy.get_or_load("k", load, version="1")
+print(int(v["a"].sum()), flush=True)
+"""
+SUM = str(sum(range(1 << 16)))
+
+
+def steps() -> list[str]:
+    """Every name that the package passes to the hook."""
+    names = set()
+    for path in pathlib.Path(SRC, "onecopy").glob("_*.py"):
+        text = path.read_text()
+        names |= set(re.findall(r'_crash\.hit\("([^"]+)"\)', text))
+        names |= set(re.findall(r'\.table\("([^"]+)"', text))
+        for prefix in re.findall(r'Removal\([^)]*, "([a-z]+)"\)', text):
+            names |= {prefix + ".unlink-payload", prefix + ".rmdir"}
+    return sorted(names)
+
+
+def test_steps_are_found() -> None:
+    assert len(steps()) > 40 and "load.link-manifest" in steps() and "evict.rmdir" in steps()
+
+
+def test_one_load_with_many_processes(reg: onecopy.Registry, start: Any, tmp_path: pathlib.Path) -> None:
+    n = int(os.environ.get("ONECOPY_TEST_PROCESSES", "16"))
+    gate = tmp_path / "gate"
+    os.mkfifo(gate)
+    code = "open(sys.argv[2]).read()\n" + LOAD
+    procs = [start(code, str(tmp_path / "calls"), str(gate)) for _ in range(n)]
+    fd = os.open(gate, os.O_WRONLY)  # returns when the first reader is there
+    waiting = n
+    while waiting:  # all of them: a FIFO lets go when the last writer closes
+        waiting = sum(not _blocked(p.pid) for p in procs)
+    os.close(fd)
+    assert [p.line() for p in procs] == [SUM] * n
+    assert (tmp_path / "calls").read_text() == "x"
+
+
+def _blocked(pid: int) -> bool:
+    with open(f"/proc/{pid}/wchan") as f, open(f"/proc/{pid}/stat") as s:
+        return s.read().rpartition(")")[2].split()[0] == "S" and f.read() in (
+            "pipe_read",
+            "anon_pipe_read",
+            "fifo_open",
+            "0",
+        )
+
+
+SCRIPT = """
+import numpy as np
+from onecopy import _remove
+r = onecopy.default_registry()
+path = sys.argv[2]
+def use(fn):
+    try:
+        fn()
+    except onecopy.Error as e:
+        print(e)
+use(lambda: r.open("file", path).close())
+use(lambda: r.get_or_load("k", lambda: np.arange(1 << 16)))
+m = r.open("file", path)
+use(lambda: r.open("file", path, replace=True).close())
+m.close(); del m
+use(lambda: r.get_or_load("bad", lambda: 1 / 0))
+use(lambda: r.get_or_load("w", lambda w: w.empty(1 << 20)))
+r.release("w")
+import gc; gc.collect()
+use(lambda: r.remove("w"))
+use(r.gc)
+use(r.check)
+use(lambda: r.get_or_load("big", lambda: np.zeros(int(sys.argv[3]), "u1")))
+"""
+
+
+@pytest.mark.parametrize("step", steps())
+def test_kill_at_every_step(reg: onecopy.Registry, start: Any, model: pathlib.Path, step: str) -> None:
+    """A process is killed at the step; another one then finds or makes everything it wants."""
+    rounds = int(os.environ.get("ONECOPY_TEST_KILLS", "1"))
+    for i in range(rounds):
+        p = start(SCRIPT, "", str(model), "1000", ONECOPY_CRASH_AT=step, ONECOPY_CRASH_SKIP=str(i % 3))
+        code = p.wait()
+        assert code in (0, -signal.SIGKILL), p.err
+        fresh = onecopy.Registry(reg.dir)
+        with fresh.open("file", model) as m:
+            assert m["a.bin"] == (model / "a.bin").read_bytes()
+            m.verify()
+        assert fresh.get_or_load("k", lambda: __import__("numpy").arange(1 << 16)).sum() == int(SUM)
+        fresh.release("k")
+        fresh.gc()
+        del m
+        gc.collect()
+        assert fresh.check(data=True) == []
+        names = os.listdir(reg.dir + "/v1/m")
+        assert len(names) == 3 * len(fresh.entries())
+        fresh.close()
+
+
+def test_a_waiter_takes_over(reg: onecopy.Registry, start: Any, tmp_path: pathlib.Path) -> None:
+    calls = tmp_path / "calls"
+    code = LOAD.replace(
+        'f.write("x")', 'f.write("x")\n    print("in", flush=True)\n    if len(sys.argv) > 2: time.sleep(600)'
+    )
+    first = start(code, str(calls), "sleep")
+    assert first.line() == "in"
+    waiters = [start(code, str(calls)) for _ in range(4)]
+    first.kill()
+    lines = [[p.line() for _ in range(1)][0] for p in waiters]
+    assert lines.count("in") == 1 and lines.count(SUM) == 3
+    assert waiters[lines.index("in")].line() == SUM
+    assert calls.read_text() == "xx"
+    assert reg.entries()[0].deaths == 0
+
+
+def test_no_death_march(reg: onecopy.Registry, start: Any) -> None:
+    for i in range(3):
+        p = start("onecopy.get_or_load('k', lambda: os.kill(os.getpid(), 9))")
+        assert p.wait() == -9
+        assert reg.status("k").attempts in (i, i + 1)  # opening cleans up
+    with pytest.raises(onecopy.LoadFailed, match="loaders keep dying: 3 were killed in a row") as e:
+        reg.get_or_load("k", lambda: [1])
+    assert e.value.deaths == 3 and 0 < e.value.retry_after <= 10 and "dmesg" in e.value.hint
+    s = reg.status("k")
+    assert s.attempts == 3 and 0 < s.retry_after <= 10
+    from onecopy import _table as T
+
+    with reg._here().table("x") as t:
+        f = t.find("k")
+        assert f is not None
+        t.set_hint(f.slot, T.RETRY_AFTER, 1)
+    assert reg.get_or_load("k", lambda: [1]) == [1]
+    assert reg.status("k").attempts == 0
+
+
+def test_interrupt_in_a_load(reg: onecopy.Registry, start: Any, tmp_path: pathlib.Path) -> None:
+    code = """
+def load():
+    print("in", flush=True)
+    time.sleep(600)
+try:
+    onecopy.get_or_load("k", load)
+except KeyboardInterrupt:
+    print("interrupted", onecopy.entries(), flush=True)
+"""
+    p = start(code)
+    assert p.line() == "in"
+    waiter = start(LOAD, str(tmp_path / "calls"))
+    impatient = start("try:\n    onecopy.get_or_load('k', list)\nexcept KeyboardInterrupt: print('stopped')")
+    while not any("flock" in _wchans(q.pid) for q in (impatient,)):
+        pass
+    impatient.p.send_signal(signal.SIGINT)
+    assert impatient.line() == "stopped"
+    p.p.send_signal(signal.SIGINT)
+    assert p.line().startswith("interrupted")
+    assert waiter.line() == SUM
+
+
+def _wchans(pid: int) -> str:
+    out = ""
+    for t in os.listdir(f"/proc/{pid}/task"):
+        try:
+            with open(f"/proc/{pid}/task/{t}/wchan") as f, open(f"/proc/{pid}/task/{t}/syscall") as s:
+                out += f.read() + (" flock" if s.read().startswith("73 ") else "")
+        except OSError:
+            pass
+    return out
+
+
+def test_fork(reg: onecopy.Registry, start: Any, model: pathlib.Path) -> None:
+    """A child has the parent's models and objects, but none of its locks."""
+    code = """
+import gc, signal
+m = onecopy.open("k", sys.argv[1])
+v = onecopy.get_or_load("o", lambda: bytearray(100_000))
+pid = os.fork()
+if pid == 0:
+    assert bytes(m["a.bin"][:2]) == b"\\0\\1" and onecopy.get_or_load("o", list) is v
+    with onecopy.open("k", sys.argv[1]) as again:
+        assert not again.loaded
+    m.close(); del m, again; gc.collect()
+    os._exit(0)
+assert os.waitpid(pid, 0)[1] == 0
+assert m["a.bin"][1] == 1
+pid = os.fork()
+if pid == 0:
+    m._a.place  # the lease is the child's too
+    print("child", flush=True)
+    signal.pause()
+print(pid, flush=True)
+os.kill(os.getpid(), 9)
+"""
+    p = start(code, str(model))
+    lines = {p.line(), p.line()}
+    child = int((lines - {"child"}).pop())
+    p.p.wait()
+    try:
+        with pytest.raises(onecopy.InUse):
+            reg.remove("k")
+    finally:
+        os.kill(child, 9)
+    while _alive(child):
+        pass
+    reg.remove("k")
+
+
+def _alive(pid: int) -> bool:
+    try:
+        return "Z" not in pathlib.Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2]
+    except OSError:
+        return False
+
+
+@pytest.mark.parametrize("source", ["object", "writer"])
+def test_fork_within_a_loader(reg: onecopy.Registry, start: Any, source: str) -> None:
+    """A sleeping child keeps no lock, and no file from being sealed, when its parent dies or not."""
+    code = """
+import numpy as np, signal
+def load(%s):
+    pid = os.fork()
+    if pid == 0:
+        signal.pause()
+    print(pid, flush=True)
+    sys.stdin.readline()
+    return np.ones(1000)
+print(onecopy.get_or_load("k", load).sum(), flush=True)
+""" % ("w" if source == "writer" else "")  # fmt: skip
+    children = []
+    try:
+        p = start(code)
+        children.append(int(p.line()))
+        p.p.kill()
+        p.p.wait()  # the child has the pipes
+        p = start(code)
+        children.append(int(p.line()))
+        p.go()
+        assert p.line() == "1000.0"
+    finally:
+        for c in children:
+            os.kill(c, 9)
+
+
+def test_a_child_does_not_undo_its_parents_load(reg: onecopy.Registry, start: Any) -> None:
+    code = """
+def load():
+    pid = os.fork()
+    if pid == 0:
+        raise SystemExit(3)
+    assert os.waitpid(pid, 0)[1] == 3 << 8
+    return [1, 2]
+print(onecopy.get_or_load("k", load), flush=True)
+"""
+    p = start(code)
+    assert p.line() == "[1, 2]"
+    p = start(code.replace("raise SystemExit(3)", "return [3]").replace('"k"', '"k2"').replace("== 3 << 8", "!= 0"))
+    assert p.line() == "[1, 2]"
+
+
+@pytest.mark.parametrize("method", ["fork", "spawn", "forkserver"])
+def test_multiprocessing(reg: onecopy.Registry, tmp_path: pathlib.Path, method: str) -> None:
+    script = tmp_path / "main.py"
+    script.write_text(
+        "import multiprocessing, os, sys\nimport numpy as np\nimport onecopy\n"
+        "def load():\n    open(sys.argv[1], 'a').write('x')\n    return np.arange(1000)\n"
+        "def work(i):\n    return int(onecopy.get_or_load('k', load).sum())\n"
+        "if __name__ == '__main__':\n"
+        "    with multiprocessing.get_context(sys.argv[2]).Pool(3) as p:\n        print(p.map(work, range(6)))\n"
+        "    print(work(0))\n"
+    )
+    out = subprocess.run(
+        [sys.executable, "-W", "ignore", str(script), str(tmp_path / "calls"), method], check=True, capture_output=True,
+        text=True, env={**os.environ, "PYTHONPATH": SRC, "ONECOPY_DIR": reg.dir}, timeout=120,
+    ).stdout  # fmt: skip
+    assert out == f"{[499500] * 6}\n499500\n" and (tmp_path / "calls").read_text() == "x"
+
+
+def test_exit_with_views_and_threads(start: Any, model: pathlib.Path) -> None:
+    code = """
+import threading
+class Late:
+    def __del__(self):
+        assert bytes(view[:2]) == b"\\0\\1"
+m = onecopy.open("k", sys.argv[1])
+view = m["a.bin"]
+def read():
+    while True:
+        sum(view[:100])
+threading.Thread(target=read, daemon=True).start()
+late = Late()
+late.view = view
+print("ok", flush=True)
+"""
+    p = start(code, str(model))
+    assert p.line() == "ok" and p.wait() == 0, p.err
+
+
+def test_stopped_holder_of_the_table_lock(
+    reg: onecopy.Registry, start: Any, model: pathlib.Path, tmp_path: pathlib.Path
+) -> None:
+    reg.open("k", model).close()
+    fifo = tmp_path / "fifo"
+    os.mkfifo(fifo)
+    p = start(
+        "onecopy.open('other', sys.argv[1])", str(model), ONECOPY_STOP_AT="load.claim", ONECOPY_STOP_FILE=str(fifo)
+    )
+    assert fifo.read_text() == "load.claim\n"
+    with reg.get("k") as m:  # readers of what is there are not affected
+        assert m["a.bin"][1] == 1
+    with pytest.raises(onecopy.Timeout):
+        reg.remove("k", timeout=0.05)
+    assert "for a second" in reg.check()[0].text
+    p.p.send_signal(signal.SIGCONT)
+    p.wait()
+
+
+def test_subinterpreters_are_refused() -> None:
+    code = (
+        "import sys\ntry:\n    import _interpreters as i\nexcept ImportError:\n    import _xxsubinterpreters as i\n"
+        "id = i.create()\nfn = getattr(i, 'run_string')\n"
+        "src = 'import sys; sys.path[:] = ' + repr(sys.path) + '''\\n"
+        'try:\\n    import onecopy\\n    print("imported")\\nexcept ImportError as e:\\n    print("refused")\\n\'\'\'\n'
+        "fn(id, src)\n"
+    )
+    p = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, env={**os.environ, "PYTHONPATH": SRC}, timeout=60
+    )
+    assert p.stdout == "refused\n", p.stderr
+
+
+def test_import_is_light() -> None:
+    code = "import sys, onecopy; print([m for m in ('numpy', 'torch', 'ctypes', 'inspect', 'asyncio', 'json') if m in sys.modules])"
+    out = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, env={**os.environ, "PYTHONPATH": SRC}
+    )
+    assert "numpy" not in out.stdout and "torch" not in out.stdout and "asyncio" not in out.stdout
