@@ -3,6 +3,7 @@
 package registry
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"os"
@@ -13,7 +14,7 @@ import (
 	"github.com/onecopy/onecopy/shm"
 )
 
-// victim is an idle model whose manifest is locked exclusively.
+// victim is a model that may be evicted if nobody leases it.
 type victim struct {
 	slot int
 	word layout.Word
@@ -28,66 +29,104 @@ func closeAll(vs []victim) {
 	}
 }
 
-// idleModels locks every READY model that nobody leases, least recently used
-// first, except pinned ones and that of the key not. The caller closes them.
-func (t *tx) idleModels(not string) (idle []victim, evictable, leased int64) {
-	n := now()
+// candidates are the READY models that are not pinned, least recently used
+// first, except that of the key not. Whether somebody leases them is not known.
+func (t *tx) candidates(not string) (vs []victim, pinned int64) {
 	for slot := range t.Slots() {
 		w := t.Word(slot)
 		if w.State() != layout.Ready {
 			continue
 		}
-		size := t.p.m.TreeUsage(t.genName(w))
-		if t.Hint(slot, layout.HintPin) != 0 || not != "" && t.keyIs(slot, not) {
-			leased += size
-			continue
+		size := t.p.generationUsage(t.genName(w))
+		switch {
+		case not != "" && t.keyIs(slot, not):
+		case t.Hint(slot, layout.HintPin) != 0:
+			pinned += size
+		default:
+			used := max(t.stamp(slot, layout.HintLastAttach), t.stamp(slot, layout.HintLastRelease))
+			vs = append(vs, victim{slot: slot, word: w, size: size, used: used})
 		}
-		f, err := t.lockVictim(w)
-		if err != nil {
-			leased += size
-			continue
-		}
-		used := max(past(t.Hint(slot, layout.HintLastAttach), n), past(t.Hint(slot, layout.HintLastRelease), n))
-		idle = append(idle, victim{slot, w, size, used, f})
-		evictable += size
 	}
-	slices.SortStableFunc(idle, func(a, b victim) int {
-		if a.used < b.used {
-			return -1
-		}
-		return 1
-	})
-	return idle, evictable, leased
+	slices.SortStableFunc(vs, func(a, b victim) int { return cmp.Compare(a.used, b.used) })
+	return vs, pinned
 }
 
-// past is a time that cannot be later than now: clocks of hostile writers, or of
-// another boot, are worth nothing.
-func past(v, now uint64) uint64 { return min(v, now) }
-
-// usage is the memory of all generations, and what running loads still need.
-// Reservations of dead loaders are cleared.
-func (t *tx) usage(mine string) (used, reserved int64) {
-	names, _ := t.p.m.Names()
-	for _, n := range names {
-		used += t.p.m.TreeUsage(n)
-	}
-	for slot := range t.Slots() {
-		r := int64(t.Hint(slot, layout.HintReserved))
-		key, ok := t.Key(slot)
-		if r <= 0 || !ok || key == mine {
+// lockIdle locks the manifests of candidates that nobody leases, in their order,
+// until they make up short bytes. No more are locked than needed, because a
+// reader that meets the lock must try again. The caller closes what it gets.
+func (t *tx) lockIdle(vs []victim, short int64) (idle []victim, sum int64) {
+	for _, v := range vs {
+		if sum >= short {
+			break
+		}
+		f, err := t.lockVictim(v.word)
+		if err != nil {
 			continue
 		}
-		if layout.Stripe(key) != layout.Stripe(mine) { // on our own stripe its loader is dead
+		v.file = f
+		idle = append(idle, v)
+		sum += v.size
+	}
+	return idle, sum
+}
+
+// stamp is a hint that is a time. Clocks are hints of others: a time that is
+// still to come counts as now, one of another boot as never.
+func (t *tx) stamp(slot int, h layout.Hint) uint64 { return t.p.stamp(t.Table, slot, h) }
+
+func (p *place) stamp(t *layout.Table, slot int, h layout.Hint) uint64 {
+	if p.otherBoot {
+		return 0
+	}
+	return min(t.Hint(slot, h), now())
+}
+
+// generationUsage is the memory of a generation by its name.
+func (p *place) generationUsage(name string) int64 {
+	return p.m.TreeUsage(name) + p.m.TreeUsage(name+layout.ManifestExt) + p.m.TreeUsage(name+layout.DigestsExt)
+}
+
+// demand is what a registry's memory is used for.
+type demand struct {
+	linked   int64 // by all generations that have a name
+	reserved int64 // running loads have still to allocate
+	promised int64 // running loads may use in all; their generations are not in linked
+}
+
+// usage adds up the memory of all generations, and what running loads need
+// besides that of the key mine, whose load lock the caller holds ("" for none).
+// Reservations of dead loaders are cleared.
+func (t *tx) usage(mine string) (d demand) {
+	epoch, loading := t.Identity().Epoch, map[uint64]bool{}
+	for slot := range t.Slots() {
+		r := int64(t.Hint(slot, layout.HintReserved))
+		w := t.Word(slot)
+		key, ok := t.Key(slot)
+		if r <= 0 && w.State() != layout.Loading || !ok || key == mine {
+			continue
+		}
+		if mine == "" || layout.Stripe(key) != layout.Stripe(mine) { // on our own stripe its loader is dead
 			held, err := t.p.lockFile(layout.StripeLock(layout.Stripe(key))).TryLock()
 			if err != nil {
-				reserved += r
+				d.reserved += r
+				if w.State() == layout.Loading {
+					r = max(r, int64(t.Hint(slot, layout.HintBytes)))
+					loading[w.Generation()] = true
+				}
+				d.promised += r
 				continue
 			}
 			_ = held.Unlock()
 		}
 		t.SetHint(slot, layout.HintReserved, 0)
 	}
-	return used, reserved
+	names, _ := t.p.m.Names()
+	for _, n := range names {
+		if e, gen, _, ok := layout.ParseGenName(n); !ok || e != epoch || !loading[gen] {
+			d.linked += t.p.m.TreeUsage(n)
+		}
+	}
+	return d
 }
 
 // budget is the number of bytes that the registry may use.
@@ -105,41 +144,41 @@ func (p *place) budget(t *layout.Table) (budget, free, size int64, err error) {
 // admit decides under T whether need bytes may be loaded, and evicts idle
 // models, least recently used first, to make that so: then it returns errAgain,
 // because the memory comes only when T is dropped. If everything idle would not
-// be enough, nothing is evicted.
-func (l *loader) admit(t *tx, need int64) (gone []removal, err error) {
+// be enough, or without evict, nothing is evicted.
+func (l *loader) admit(t *tx, need int64, evict bool) (gone []removal, err error) {
 	budget, free, _, err := l.p.budget(t.Table)
 	if err != nil {
 		return nil, err
 	}
-	used, reserved := t.usage(l.key)
-	used += l.filled.Load() // of this load: it has no name yet
+	d := t.usage(l.key)
+	d.linked += l.filled.Load() // of this load: it has no name yet
 	head, limited := headroom()
 	if !limited {
 		head = -1
 	}
-	short := max(used+reserved+need-budget, reserved+need-free)
-	if short <= 0 && (!limited || need <= head) {
-		return nil, nil
-	}
-	idle, evictable, leased := t.idleModels(l.key)
-	defer closeAll(idle)
-	no := &NoSpaceError{
-		Need: need, Free: free, Budget: budget, Used: used, Reserved: reserved,
-		Evictable: evictable, Leased: leased, Headroom: head, Dir: l.p.m.Path(),
-	}
+	short := max(d.linked+d.promised+need-budget, d.reserved+need-free)
 	if limited {
 		short = max(short, need-head)
 	}
-	if evictable < short {
+	if short <= 0 {
+		return nil, nil
+	}
+	if !evict {
+		return nil, ErrNoSpace
+	}
+	vs, pinned := t.candidates(l.key)
+	idle, sum := t.lockIdle(vs, short)
+	defer closeAll(idle)
+	no := &NoSpaceError{
+		Need: need, Free: free, Budget: budget, Used: d.linked, Reserved: d.promised,
+		Evictable: sum, Leased: d.linked - sum - pinned, Pinned: pinned, Headroom: head, Dir: l.p.m.Path(),
+	}
+	if sum < short {
 		return nil, no
 	}
 	for _, v := range idle {
-		if short <= 0 {
-			break
-		}
 		if more, ok := t.evict(v.slot, v.word, layout.CountEvictedSpace); ok {
 			gone = append(gone, more...)
-			short -= v.size
 		}
 	}
 	if len(gone) == 0 {
@@ -148,28 +187,37 @@ func (l *loader) admit(t *tx, need int64) (gone []removal, err error) {
 	return gone, errAgain
 }
 
-// extend admits a load function that wrote more than it had announced.
+// extend admits a load function that wrote more than it had announced: total
+// bytes so far.
 func (l *loader) extend(total int64) error {
 	const step = 256 << 20
+	l.more.Lock()
+	defer l.more.Unlock()
+	want := total - l.need.Load()
+	if want <= 0 {
+		return nil // another goroutine's bytes were admitted together with ours
+	}
 	ctx, cancel := context.WithTimeout(context.Background(), 10*time.Second)
 	defer cancel()
 	for {
 		var gone []removal
 		err := l.p.withTable(ctx, "load.extend", func(t *tx) (err error) {
-			want := max(total, l.need) - l.need
-			// In larger steps, so that T is not taken for every window; but a
-			// model that just fits must fit.
-			for _, n := range []int64{max(want, step), want} {
-				if gone, err = l.admit(t, max(0, l.need-l.filled.Load())+n); err == nil {
-					l.need += n
-					t.SetHint(l.slot, layout.HintReserved, uint64(max(0, l.need-l.filled.Load())))
-					return nil
-				}
-				if errors.Is(err, errAgain) {
-					return err
-				}
+			left := max(0, l.need.Load()-l.filled.Load())
+			// In larger steps, so that T is not taken for every window; but no
+			// model is evicted for bytes that may never come.
+			n := max(want, step)
+			if _, err = l.admit(t, left+n, false); errors.Is(err, ErrNoSpace) {
+				n = want
+				gone, err = l.admit(t, left+n, true)
 			}
-			return err
+			if err != nil {
+				return err
+			}
+			t.SetHint(l.slot, layout.HintReserved, uint64(left+n))
+			if need := l.need.Add(n); l.word.State() == layout.Loading {
+				t.SetHint(l.slot, layout.HintBytes, uint64(need))
+			}
+			return nil
 		})
 		l.p.removeAll(gone)
 		if !errors.Is(err, errAgain) {

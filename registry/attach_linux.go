@@ -10,6 +10,7 @@ import (
 	"io"
 	"io/fs"
 	"os"
+	"sync"
 	"time"
 
 	"github.com/cespare/xxhash/v2"
@@ -43,7 +44,7 @@ func (r *Registry) attach(key string) (*attachment, error) {
 	if err := layout.ValidKey(key); err != nil {
 		return nil, err
 	}
-	mu := &r.host.attaching[xxhash.Sum64String(key)%uint64(len(r.host.attaching))]
+	mu := r.host.attachLock(key)
 	mu.Lock()
 	defer mu.Unlock()
 	if a := r.hit(key); a != nil { // another goroutine was faster
@@ -61,6 +62,29 @@ func (r *Registry) attach(key string) (*attachment, error) {
 	r.stats.attaches.Add(1)
 	r.setLocal(a)
 	return a, nil
+}
+
+func (h *host) attachLock(key string) *sync.Mutex {
+	return &h.attaching[xxhash.Sum64String(key)%uint64(len(h.attaching))]
+}
+
+// adopt is setLocal for the result of a load. If another goroutine has attached
+// the same generation since it was published, its mapping is the process's, and a
+// is given back for it.
+func (r *Registry) adopt(a *attachment) *attachment {
+	mu := r.host.attachLock(a.key)
+	mu.Lock()
+	defer mu.Unlock()
+	b := (*r.local.Load())[a.key]
+	if b == nil || b.tie.place != a.tie.place || b.tie.word != a.tie.word || !b.ref() {
+		r.setLocal(a)
+		return a
+	}
+	if k := a.known.Load(); k != nil {
+		b.known.Store(k)
+	}
+	a.unref()
+	return b
 }
 
 // attach is the reader's half of the protocol: no lock is held, no permission to
@@ -296,7 +320,7 @@ func (p *place) expire(slot int) {
 	}
 	var gone []removal
 	_ = p.tryTable("collect.lock-table", func(t *tx) error {
-		gone = t.expire()
+		gone, _ = t.expire()
 		return nil
 	})
 	p.removeAll(gone)

@@ -109,7 +109,10 @@ func BenchmarkLookup(b *testing.B) {
 	b.Run("hit", func(b *testing.B) {
 		b.ReportAllocs()
 		for i := 0; b.Loop(); i++ {
-			if _, ok, err := p.find(keys[i%len(keys)]); !ok || err != nil {
+			if i == len(keys) {
+				i = 0
+			}
+			if _, ok, err := p.find(keys[i]); !ok || err != nil {
 				b.Fatal(ok, err)
 			}
 		}
@@ -126,7 +129,10 @@ func BenchmarkLookup(b *testing.B) {
 			keys[i] += "-q4"
 		}
 		for i := 0; b.Loop(); i++ {
-			if _, ok, err := p.find(keys[i%len(keys)]); ok || err != nil {
+			if i == len(keys) {
+				i = 0
+			}
+			if _, ok, err := p.find(keys[i]); ok || err != nil {
 				b.Fatal(ok, err)
 			}
 		}

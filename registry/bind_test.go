@@ -7,6 +7,7 @@ import (
 	"sync"
 	"sync/atomic"
 	"testing"
+	"time"
 )
 
 // parsed is a process-local object that points into a model.
@@ -240,6 +241,7 @@ func awaitUsers[T any](t *testing.T, b *Binding[T], key string, n int) {
 		if refs == n {
 			return
 		}
+		time.Sleep(time.Millisecond)
 	}
 }
 
@@ -287,5 +289,44 @@ func TestBindWaiterLeavesWithItsContext(t *testing.T) {
 	}
 	if builds.Load() != 1 {
 		t.Errorf("built %d times", builds.Load())
+	}
+}
+
+// The builder's own context ends: that is no error of the object.
+func TestBindWaiterBuildsWhenTheBuilderIsCancelled(t *testing.T) {
+	r := newRegistry(t, nil)
+	building := make(chan struct{})
+	var builds atomic.Int64
+	b := Bind(r, func(ctx context.Context, m *Model) (int64, error) {
+		n := builds.Add(1)
+		if n == 1 {
+			close(building)
+			<-ctx.Done()
+		}
+		return n, ctx.Err()
+	}, nil)
+	ctx, cancel := context.WithCancel(ctxb)
+	builder := make(chan error)
+	go func() {
+		_, err := b.GetOrLoad(ctx, "k", small("1"))
+		builder <- err
+	}()
+	<-building
+	waiter := make(chan error)
+	go func() {
+		ref, err := b.GetOrLoad(ctxb, "k", small("1"))
+		if err == nil {
+			if ref.Value != 2 {
+				err = errors.New("not built again")
+			}
+			ref.Close()
+		}
+		waiter <- err
+	}()
+	awaitUsers(t, b, "k", 2)
+	cancel()
+	wantErr(t, <-builder, context.Canceled)
+	if err := <-waiter; err != nil {
+		t.Error(err)
 	}
 }

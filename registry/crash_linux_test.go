@@ -28,8 +28,8 @@ func TestCrash(t *testing.T) {
 		t.Run(point, func(t *testing.T) {
 			t.Parallel()
 			var through []*stage
-			for i := range scenarios {
-				if s := &scenarios[i]; slices.Contains(s.steps, point) {
+			for _, s := range scenarios {
+				if slices.Contains(s.steps, point) {
 					through = append(through, &stage{scenario: s})
 				}
 			}
@@ -84,7 +84,7 @@ const (
 
 // stage is a registry with people on it, used for several rounds of a scenario.
 type stage struct {
-	*scenario
+	scenario
 	t      *testing.T
 	point  string
 	dir    string

@@ -14,7 +14,7 @@ const (
 	loadSteps = "load.lock-key load.lock-table load.look load.generation load.claim load.unlock-table load.fill " +
 		"load.link-manifest load.link-digests load.mkdir load.link-payload " +
 		"publish.lock-table publish.ready publish.unlock-table publish.unlock-key"
-	replaceSteps = loadSteps + " retire.lock-table"
+	replaceSteps = loadSteps + " load.note retire.lock-table"
 )
 
 func do(orders ...order) func(*stage) []order { return func(*stage) []order { return orders } }
@@ -116,6 +116,12 @@ var scenarios = []scenario{
 		},
 	},
 	{
+		name:   "a replacement proves bad",
+		steps:  steps("abort.* load.note"),
+		before: func(s *stage) { s.hold(keyModel, s.old) },
+		orders: func(s *stage) []order { return []order{{Do: "reject", Key: keyModel, Source: s.new}} },
+	},
+	{
 		name:  "linking fails",
 		steps: steps("abort.*"),
 		stop:  "load.fill",
@@ -137,7 +143,7 @@ var scenarios = []scenario{
 	{
 		name:    "load into a full table",
 		steps:   steps("evict.open-manifest evict.lock-manifest evict.mark evict.unlink-manifest evict.free evict.unlink-payload evict.rmdir load.unlock-table load.key load.claim publish.ready"),
-		times:   map[string]int{"evict.open-manifest": 8, "evict.lock-manifest": 7, "load.unlock-table": 2},
+		times:   map[string]int{"evict.open-manifest": 2, "load.unlock-table": 2},
 		options: Options{Slots: layout.MinSlots},
 		size:    20 << 10,
 		before: func(s *stage) {
@@ -150,7 +156,7 @@ var scenarios = []scenario{
 	{
 		name:    "load beyond the budget",
 		steps:   steps("evict.open-manifest evict.lock-manifest evict.mark evict.unlink-manifest evict.free evict.unlink-payload evict.rmdir load.unlock-table load.claim publish.ready"),
-		times:   map[string]int{"evict.open-manifest": 3, "evict.lock-manifest": 2, "load.unlock-table": 2},
+		times:   map[string]int{"evict.open-manifest": 2, "load.unlock-table": 2},
 		options: Options{Budget: 4 * (smallModel + 50<<10)},
 		before: func(s *stage) {
 			for i := range 3 {

@@ -18,7 +18,7 @@ import (
 const short = 150 * time.Millisecond
 
 func newStage(t *testing.T) *stage {
-	s := &stage{scenario: &scenario{name: t.Name()}, t: t}
+	s := &stage{scenario: scenario{name: t.Name()}, t: t}
 	s.open()
 	return s
 }
@@ -152,4 +152,29 @@ func (s *stage) rest() {
 	}
 	s.audit.audit(s.t, map[uint64]bool{s.leased[keyUsed]: true})
 	s.bystander()
+}
+
+// TestCrashNextLoadCollects: without any call of GC, the next load of any key
+// removes what the dead left before it counts the memory.
+func TestCrashNextLoadCollects(t *testing.T) {
+	s := newStage(t)
+	s.hold(keyModel, s.old)
+	s.idleReplace()
+	s.idle("org/removed", s.old)
+	s.kill("load.link-payload", order{Do: "load", Key: "org/dead", Source: s.old})
+	s.kill("publish.lock-table", order{Do: "load", Key: keyUsed, Source: s.new, Replace: true})
+	s.kill("evict.mark", order{Do: "remove", Key: "org/removed"})
+	s.other.p.Kill() // the last user of the generation that was replaced
+	clear(s.leased)
+	s.check(s.helper.must(t, order{Do: "load", Key: "org/third", Source: s.new}))
+	s.helper.must(t, order{Do: "close", Key: "org/third"})
+	pic := s.audit.audit(t, nil)
+	for _, key := range []string{keyModel, keyUsed, "org/third"} {
+		if pic.ready[key] == 0 {
+			t.Errorf("%s is not READY", key)
+		}
+	}
+	if len(pic.ready) != 3 {
+		t.Errorf("READY are %v", pic.ready)
+	}
 }

@@ -32,7 +32,7 @@ type crew struct{ p *proctest.Proc }
 // order is one thing to do. Sources are named by text: "DIR" is a path,
 // "func:VERSION:BYTES" a load function, "fail:BYTES" one that fails in the end.
 type order struct {
-	Do      string // load get sum close remove undo pin pardon gc check holders flock unflock
+	Do      string // load get sum close remove reject undo pin pardon gc check holders flock unflock
 	Key     string
 	Source  string
 	Replace bool
@@ -161,6 +161,11 @@ func (h *hand) try(o order, a *answer) (err error) {
 		}
 	case "remove":
 		return h.r.Remove(ctx, o.Key)
+	case "reject": // a rollout whose proof fails
+		_, err = h.r.Rollout(ctx, o.Key, sourceOf(o.Source), func(context.Context, *Model) error {
+			return errors.New("rejected as told")
+		})
+		return err
 	case "undo":
 		return h.r.Undo(ctx, o.Key)
 	case "pin":
@@ -172,6 +177,7 @@ func (h *hand) try(o order, a *answer) (err error) {
 		return err
 	case "check":
 		a.Problems, err = h.r.Check(ctx, CheckOptions{Data: true})
+		a.Problems = slices.DeleteFunc(a.Problems, func(p Problem) bool { return p.Note })
 		return err
 	case "holders":
 		a.Holders, err = h.r.Holders(o.Key)

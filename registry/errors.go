@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io/fs"
 	"strings"
+	"syscall"
 	"time"
 
 	"github.com/onecopy/onecopy/internal/layout"
@@ -94,6 +95,9 @@ func opErr(op, key string, err error) error {
 	if errors.Is(err, context.DeadlineExceeded) && !errors.Is(err, ErrTimeout) {
 		err = ErrTimeout // the path and the call that waited say nothing to a user
 	}
+	if (errors.Is(err, syscall.EMFILE) || errors.Is(err, syscall.ENFILE)) && !errors.Is(err, ErrLimit) {
+		err = fmt.Errorf("%w: raise it (ulimit -n, sysctl fs.file-max): %w", ErrLimit, err)
+	}
 	return &Error{Op: op, Key: key, Err: err}
 }
 
@@ -105,9 +109,11 @@ type NoSpaceError struct {
 	Used      int64 // by all generations of the registry
 	Reserved  int64 // still to be allocated by other loads that run now
 	Evictable int64 // idle and not pinned
-	Leased    int64 // in use, or pinned
+	Leased    int64 // in use, or replaced and still in use
+	Pinned    int64
 	Headroom  int64 // up to the memory limit of the cgroup; -1: no limit
 	Dir       string
+	Holders   []Holder // who leases, as far as this process may see them
 }
 
 func (e *NoSpaceError) Error() string {
@@ -119,7 +125,14 @@ func (e *NoSpaceError) Error() string {
 	if e.Headroom >= 0 {
 		s += fmt.Sprintf(", the cgroup of this process has %s left", size(e.Headroom))
 	}
-	return s + fmt.Sprintf("; %s are idle and can be evicted, %s are in use", size(e.Evictable), size(e.Leased))
+	s += fmt.Sprintf("; %s are idle and can be evicted, %s are in use", size(e.Evictable), size(e.Leased))
+	if len(e.Holders) > 0 {
+		s += by(e.Holders)
+	}
+	if e.Pinned > 0 {
+		s += fmt.Sprintf(", %s are pinned", size(e.Pinned))
+	}
+	return s
 }
 
 // Is reports ErrNoSpace.
@@ -138,19 +151,31 @@ func (e *InUseError) Error() string {
 	if len(e.Holders) == 0 {
 		return "in use by a process that is not visible from here"
 	}
-	s := "in use by"
-	for i, h := range e.Holders {
-		if i == 5 {
-			s += fmt.Sprintf(" and %d more", len(e.Holders)-i)
-			break
+	return "in use" + by(e.Holders)
+}
+
+// by names the processes that hold something, each of them once.
+func by(holders []Holder) string {
+	s, n := " by", 0
+	seen := map[int]bool{}
+	for _, h := range holders {
+		if seen[h.PID] {
+			continue
 		}
-		if i > 0 {
+		seen[h.PID] = true
+		if n++; n > 5 {
+			continue
+		}
+		if n > 1 {
 			s += ","
 		}
 		s += fmt.Sprintf(" pid %d", h.PID)
 		if h.Command != "" {
 			s += fmt.Sprintf(" (%s)", clip(h.Command, 60))
 		}
+	}
+	if n > 5 {
+		s += fmt.Sprintf(" and %d more", n-5)
 	}
 	return s
 }

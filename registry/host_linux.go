@@ -76,8 +76,10 @@ func (h *host) here() (*place, error) {
 	if h.closed {
 		return nil, ErrClosed
 	}
-	if h.place.gone.Load() {
-		p, err := openPlace(h.r.dir, &h.r.opts, !h.r.opts.MustExist)
+	if h.place.isGone() {
+		// Whoever only reads somebody else's registry must not make one in its
+		// place: the name is not his.
+		p, err := openPlace(h.r.dir, &h.r.opts, !h.r.opts.MustExist && h.place.mine)
 		if err != nil {
 			return nil, err
 		}

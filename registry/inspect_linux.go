@@ -3,6 +3,7 @@
 package registry
 
 import (
+	"cmp"
 	"errors"
 	"io/fs"
 	"slices"
@@ -50,6 +51,9 @@ func (p *place) entries(only string) (entries []Entry, err error) {
 	err = guarded(func() error {
 		t := p.table
 		n := now()
+		if p.otherBoot {
+			n = 0 // no time of the table means anything
+		}
 		for slot := range t.Slots() {
 			w := t.Word(slot)
 			if w.State() == layout.Free || !w.State().Valid() {
@@ -65,7 +69,10 @@ func (p *place) entries(only string) (entries []Entry, err error) {
 				Leased: leased[w.Generation()], Pinned: h(layout.HintPin) != 0, TTL: time.Duration(h(layout.HintTTL)),
 				LastAttach: wallClock(h(layout.HintLastAttach), n), LastRelease: wallClock(h(layout.HintLastRelease), n),
 				IdleSince: wallClock(h(layout.HintIdleSince), n), Reserved: int64(h(layout.HintReserved)),
-				Deaths: int(h(layout.HintDeaths)), LoaderPID: int(h(layout.HintLoaderPID)),
+				Deaths: int(h(layout.HintDeaths)), LoaderPID: int(h(layout.HintLoaderPID)), Attaches: h(layout.HintAttaches),
+			}
+			if w.State() == layout.Loading {
+				e.Bytes = 0 // the hint is what the load may use, files or not
 			}
 			if at := h(layout.HintRetryAfter); at > n {
 				e.RetryAfter = time.Now().Add(time.Duration(at - n))
@@ -135,20 +142,35 @@ func (p *place) leasedGenerations() map[uint64]bool {
 
 // Holders lists the processes that hold a lease on key, or on any model if key
 // is "", as far as this process may look into them.
-func (r *Registry) Holders(key string) (holders []Holder, err error) {
+func (r *Registry) Holders(key string) ([]Holder, error) {
+	rep, err := r.HolderReport(key)
+	return rep.Holders, err
+}
+
+// HolderReport is Holders with what could not be seen.
+func (r *Registry) HolderReport(key string) (rep HolderReport, err error) {
 	if key != "" {
 		if err := layout.ValidKey(key); err != nil {
-			return nil, opErr("holders", key, err)
+			return rep, opErr("holders", key, err)
 		}
 	}
 	err = r.host.each(func(p *place) error {
-		holders, err = p.holders(key)
+		rep, err = p.holderReport(key)
+		if err == nil && key == "" {
+			p.addUnlinked(&rep)
+		}
 		return err
 	})
-	return holders, opErr("holders", key, err)
+	return rep, opErr("holders", key, err)
 }
 
+// holders is for those who decide nothing by it either.
 func (p *place) holders(only string) ([]Holder, error) {
+	rep, err := p.holderReport(only)
+	return rep.Holders, err
+}
+
+func (p *place) holderReport(only string) (rep HolderReport, err error) {
 	type who struct {
 		pid int
 		gen uint64
@@ -171,19 +193,20 @@ func (p *place) holders(only string) ([]Holder, error) {
 		}
 	}
 	if len(want) == 0 {
-		return nil, nil
+		return rep, nil
 	}
 	via := map[who]string{}
-	maps, _, err := procfs.FindMappings(want)
+	maps, hidden, err := procfs.FindMappings(want)
 	if err != nil {
-		return nil, err
+		return rep, err
 	}
+	rep.Hidden = hidden
 	for _, m := range maps {
 		via[who{m.PID, gens[m.File]}] = "mapping"
 	}
 	fds, _, err := procfs.FindDescriptors(want)
 	if err != nil {
-		return nil, err
+		return rep, err
 	}
 	for _, d := range fds {
 		if w := (who{d.PID, gens[d.File]}); via[w] == "" {
@@ -191,14 +214,21 @@ func (p *place) holders(only string) ([]Holder, error) {
 		}
 	}
 	locks, _ := procfs.Locks()
+	leased := map[uint64]bool{}
 	for _, l := range locks {
 		gen, ok := gens[l.File()]
-		if !ok || l.Waiting || l.PID <= 0 {
+		if !ok || l.Waiting {
+			continue
+		}
+		leased[gen] = true
+		if l.PID <= 0 {
 			continue
 		}
 		if w := (who{l.PID, gen}); via[w] == "" {
-			if unix.Kill(l.PID, 0) != nil && !errors.Is(unix.Kill(l.PID, 0), unix.EPERM) {
-				continue // the process that took the lock is dead; its children are listed above
+			// The kernel names the process that took the lock. It may be dead, or
+			// have handed its descriptor to a child, who is listed above.
+			if _, err := procfs.Resident(l.PID, want); err == nil || notExist(err) || errors.Is(err, unix.ESRCH) {
+				continue
 			}
 			via[w] = "lock"
 		}
@@ -207,11 +237,14 @@ func (p *place) holders(only string) ([]Holder, error) {
 	for id := range payload {
 		payloadWant[id] = struct{}{}
 	}
-	var holders []Holder
+	for w := range via {
+		delete(leased, w.gen)
+	}
+	rep.Unseen = len(leased)
 	for w, how := range via {
 		h := Holder{Key: keys[w.gen], Generation: w.gen, PID: w.pid, Via: how}
 		if pr, err := procfs.Process(w.pid); err == nil {
-			h.Command, h.UID, h.Since, h.Visible = pr.Command, pr.UID, pr.Start, how != "lock"
+			h.Command, h.UID, h.Since, h.Visible, h.Cgroup = pr.Command, pr.UID, pr.Start, how != "lock", pr.CgroupPath
 		}
 		if res, err := procfs.Resident(w.pid, payloadWant); err == nil {
 			for id, r := range res {
@@ -221,29 +254,78 @@ func (p *place) holders(only string) ([]Holder, error) {
 				}
 			}
 		}
-		holders = append(holders, h)
+		rep.Holders = append(rep.Holders, h)
 	}
-	slices.SortFunc(holders, func(a, b Holder) int {
-		if c := strings.Compare(a.Key, b.Key); c != 0 {
-			return c
-		}
-		if a.Generation != b.Generation {
-			return int(a.Generation) - int(b.Generation)
-		}
-		return a.PID - b.PID
+	sortHolders(rep.Holders)
+	return rep, nil
+}
+
+func sortHolders(hs []Holder) {
+	slices.SortFunc(hs, func(a, b Holder) int {
+		return cmp.Or(strings.Compare(a.Key, b.Key), cmp.Compare(a.Generation, b.Generation), cmp.Compare(a.PID, b.PID))
 	})
-	return holders, nil
+}
+
+// addUnlinked adds those who map what was deleted below m/: memory that has no
+// name any more is still used.
+func (p *place) addUnlinked(rep *HolderReport) {
+	type who struct {
+		pid int
+		gen uint64
+	}
+	at := map[who]int64{}
+	size := map[procfs.FileID]int64{}
+	files, _ := procfs.FindUnlinked(p.m.Path())
+	for _, f := range files {
+		name, _, _ := strings.Cut(strings.TrimPrefix(f.Path, p.m.Path()+"/"), "/")
+		epoch, gen, _, ok := layout.ParseGenName(name)
+		if !ok || epoch != p.table.Identity().Epoch {
+			gen = 0
+		}
+		at[who{f.PID, gen}] += f.Bytes
+		size[f.File] = max(size[f.File], f.Bytes)
+	}
+	for _, n := range size {
+		rep.Unlinked += n
+	}
+	for w, n := range at {
+		h := Holder{Generation: w.gen, PID: w.pid, Resident: n, Via: "unlinked"}
+		if pr, err := procfs.Process(w.pid); err == nil {
+			h.Command, h.UID, h.Since, h.Visible, h.Cgroup = pr.Command, pr.UID, pr.Start, true, pr.CgroupPath
+		}
+		rep.Holders = append(rep.Holders, h)
+	}
+	sortHolders(rep.Holders)
+}
+
+// Counters reads what all processes counted in the registry.
+func (r *Registry) Counters() (c Counters, err error) {
+	err = r.host.each(func(p *place) error {
+		return guarded(func() error {
+			n := p.table.Counter
+			c = Counters{
+				Loads: n(layout.CountLoads), LoadTime: time.Duration(n(layout.CountLoadNanos)), LoadBytes: int64(n(layout.CountLoadBytes)),
+				CollapsedBytes: int64(n(layout.CountCollapsedBytes)), LoadErrors: n(layout.CountLoadErrors), Takeovers: n(layout.CountTakeovers),
+				Replaced: n(layout.CountReplaced), Removed: n(layout.CountRemoved), EvictedSpace: n(layout.CountEvictedSpace),
+				EvictedTable: n(layout.CountEvictedTable), EvictedTTL: n(layout.CountEvictedTTL), Reclaimed: n(layout.CountReclaimed),
+				Leftovers: n(layout.CountLeftovers), Fallbacks: n(layout.CountFallbacks),
+			}
+			return nil
+		})
+	})
+	return c, opErr("counters", "", err)
 }
 
 // Stats counts what this process did and measures the registry.
 func (r *Registry) Stats() (Stats, error) {
 	s := r.localStats()
 	err := r.host.each(func(p *place) error {
-		budget, free, size, err := p.budget(p.table)
-		if err != nil {
+		if err := guarded(func() (err error) {
+			s.Budget, s.Free, s.Size, err = p.budget(p.table)
+			return err
+		}); err != nil {
 			return err
 		}
-		s.Budget, s.Free, s.Size = budget, free, size
 		s.Epoch, s.Slots, s.LayoutVersion = p.table.Identity().Epoch, p.table.Slots(), layout.Version
 		named := map[uint64]bool{}
 		s.Models, s.Reserved = 0, 0
@@ -268,6 +350,7 @@ func (r *Registry) Stats() (Stats, error) {
 			return err
 		}
 		s.Used, s.Superseded, s.SupersededBytes = 0, 0, 0
+		s.Overhead = p.v1.TreeUsage(layout.TableFile)
 		for _, n := range names {
 			u := p.m.TreeUsage(n)
 			s.Used += u
@@ -278,6 +361,7 @@ func (r *Registry) Stats() (Stats, error) {
 				}
 			}
 		}
+		s.ModelBytes = s.Used - s.SupersededBytes
 		return nil
 	})
 	return s, opErr("stats", "", err)

@@ -91,7 +91,7 @@ func wantSound(t testing.TB, dir string) {
 func wantNothingOpen(t testing.TB, dir string) {
 	t.Helper()
 	var open []string
-	for range 1000 {
+	for range 5000 {
 		if open = openFiles(t, dir); len(open) == 0 {
 			return
 		}
@@ -288,11 +288,16 @@ func goroutines() (stacks []string) {
 	return stacks
 }
 
-// forget makes the process forget which sources it has compared already, as if it
-// had just started.
-func forget(t testing.TB, r *Registry) {
+// wantFault waits for the end of a process that a bad memory access has to kill.
+// Its last words may take a moment longer than itself.
+func wantFault(t testing.TB, p *proctest.Proc) {
 	t.Helper()
-	for _, a := range *r.local.Load() {
-		a.known.Store(nil)
+	code := p.Wait()
+	for range 5000 {
+		if strings.Contains(p.Stderr(), "fault address") {
+			return
+		}
+		time.Sleep(time.Millisecond)
 	}
+	t.Errorf("code %d, want a fault\n%s", code, p.Stderr())
 }

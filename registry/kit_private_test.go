@@ -19,6 +19,3 @@ func newRegistry(t testing.TB, opts *Options) *Registry {
 	})
 	return r
 }
-
-// forget does nothing: private models are gone when nobody knows them.
-func forget(testing.TB, *Registry) {}

@@ -10,6 +10,7 @@ import (
 	"slices"
 	"strings"
 	"testing"
+	"time"
 )
 
 // The helpers of the functional tests, for models that are shared and for those
@@ -174,4 +175,26 @@ func stats(t testing.TB, r *Registry) Stats {
 		t.Fatal(err)
 	}
 	return s
+}
+
+// awaitWaits waits until n calls of this process have begun to wait for a load.
+func awaitWaits(t testing.TB, r *Registry, n uint64) {
+	t.Helper()
+	for r.stats.waits.Load() < n {
+		time.Sleep(time.Millisecond)
+	}
+}
+
+// forget makes the process forget which sources it has compared already, as if it
+// had just started.
+func forget(t testing.TB, r *Registry) {
+	t.Helper()
+	for _, a := range *r.local.Load() {
+		a.known.Store(nil)
+	}
+}
+
+// contextFor ends after some milliseconds.
+func contextFor(ms int) (context.Context, context.CancelFunc) {
+	return context.WithTimeout(ctxb, time.Duration(ms)*time.Millisecond)
 }

@@ -147,6 +147,23 @@ func TestUseSeesANewGeneration(t *testing.T) {
 	wantBytes(t, old, "w.bin", []byte("weights 1"))
 }
 
+func TestUseThatPanics(t *testing.T) {
+	r := newRegistry(t, nil)
+	mustLoad(t, r, "k", small("1")).Close()
+	func() {
+		defer func() {
+			if x := recover(); x != "as told" {
+				t.Errorf("recovered %v", x)
+			}
+		}()
+		_ = r.Use("k", func(*Model) error { panic("as told") })
+	}()
+	r.Release("k")
+	if err := r.Remove(ctxb, "k"); err != nil {
+		t.Errorf("the model that a panic left behind: %v", err)
+	}
+}
+
 func TestUseFromManyGoroutines(t *testing.T) {
 	r := newRegistry(t, nil)
 	mustLoad(t, r, "k", small("1")).Close()

@@ -9,6 +9,7 @@ import (
 	"io/fs"
 	"os"
 	"runtime"
+	"sync"
 	"sync/atomic"
 	"time"
 
@@ -37,7 +38,7 @@ const memoryStep = 4 << 20
 // many are still to come. Tests lower it.
 var noteEvery int64 = 256 << 20
 
-type loadingKey struct{} // marks the context of a load function
+type loadingKey struct{} // marks the context of a load function, and of a proof
 
 // getOrLoad attaches key, loading it if need be.
 func (r *Registry) getOrLoad(ctx context.Context, key string, src *Source) (a *attachment, loaded bool, err error) {
@@ -47,6 +48,7 @@ func (r *Registry) getOrLoad(ctx context.Context, key string, src *Source) (a *a
 	if err := src.check(); err != nil {
 		return nil, false, err
 	}
+	begun := time.Now()
 	var wait context.Context // of a user who can only read
 	for {
 		if err := ctx.Err(); err != nil {
@@ -83,7 +85,7 @@ func (r *Registry) getOrLoad(ctx context.Context, key string, src *Source) (a *a
 		if ctx.Value(loadingKey{}) != nil {
 			return nil, false, ErrNestedLoad
 		}
-		leave, err := r.join(ctx, key)
+		leave, err := r.join(ctx, key, begun)
 		if err != nil {
 			return nil, false, err
 		}
@@ -191,9 +193,8 @@ func (h *host) load(ctx context.Context, key string, src *Source) (a *attachment
 		a, err := p.attach(h.r, key)
 		if err == nil {
 			if err = a.accept(src); err == nil {
-				h.r.setLocal(a)
 				h.r.stats.attaches.Add(1)
-				return a, false, nil
+				return h.r.adopt(a), false, nil
 			}
 			a.unref()
 		}
@@ -203,7 +204,7 @@ func (h *host) load(ctx context.Context, key string, src *Source) (a *attachment
 		case !reload(err, src):
 			return nil, false, err
 		}
-		l.replace = !errors.Is(err, ErrNotFound)
+		l.replace, l.busy = !errors.Is(err, ErrNotFound), errors.Is(err, ErrBusy)
 	}
 	if time.Since(begun) > time.Second { // the source may have changed while we waited
 		if l.plan, err = src.survey(); err != nil {
@@ -215,12 +216,16 @@ func (h *host) load(ctx context.Context, key string, src *Source) (a *attachment
 		err = errAgain
 	}
 	if err != nil {
+		var no *NoSpaceError
+		if errors.As(err, &no) && no.Leased > 0 {
+			no.Holders, _ = p.holders("")
+		}
 		return nil, false, err
 	}
 	_ = held.Unlock()
 	held = nil
 	crashpoint.Hit("publish.unlock-key")
-	h.r.setLocal(a)
+	a = h.r.adopt(a)
 	if l.old.State() == layout.Ready {
 		h.r.stats.replaced.Add(1)
 		_ = p.retire(ctx, l.old.Generation(), false)
@@ -251,13 +256,15 @@ type loader struct {
 	src     *Source
 	plan    *plan
 	replace bool
+	busy    bool // replace only because the manifest was found locked
 	started time.Time
 
 	slot int
 	old  layout.Word // as found; READY when a generation is being replaced
 	word layout.Word // LOADING|gen, or READY|old while replacing
 	gen  uint64
-	need int64 // bytes admitted
+	need atomic.Int64 // bytes admitted
+	more sync.Mutex   // held to have more admitted
 
 	swept bool // what the dead left was collected
 
@@ -302,8 +309,12 @@ func (l *loader) run(ctx context.Context) (a *attachment, err error) {
 		crashpoint.Hit("load.fill")
 		if err = l.link(); err == nil {
 			if a, err = l.attach(); err == nil {
+				if l.replace || l.src.prove != nil {
+					// What has a name is counted by it: publishing may be far.
+					l.tellReserved(0)
+				}
 				if l.src.prove != nil {
-					err = l.src.prove(ctx, &a.borrowed)
+					err = l.src.prove(context.WithValue(ctx, loadingKey{}, true), &a.borrowed)
 				}
 				if err == nil {
 					err = l.publish(ctx)
@@ -374,12 +385,13 @@ func (l *loader) claimLocked(t *tx) (gone []removal, err error) {
 		return gone, errAgain
 	}
 	if deaths := t.Hint(slot, layout.HintDeaths); deaths >= maxDeaths && t.keyIs(slot, l.key) {
-		if at, n := t.Hint(slot, layout.HintRetryAfter), now(); at > n && at-n <= uint64(longPause) {
+		if at, n := t.Hint(slot, layout.HintRetryAfter), now(); at > n && at-n <= uint64(longPause) && !l.p.otherBoot {
 			return gone, &LoadFailedError{Deaths: int(deaths), RetryAfter: time.Duration(at - n)}
 		}
 	}
-	l.need = l.plan.bytes + int64(len(l.plan.files)+2)*4096
-	evicted, err := l.admit(t, l.need)
+	need := l.plan.bytes + int64(len(l.plan.files)+2)*4096
+	l.need.Store(need)
+	evicted, err := l.admit(t, need, true)
 	if gone = append(gone, evicted...); err != nil {
 		return gone, err
 	}
@@ -399,9 +411,11 @@ func (l *loader) claimLocked(t *tx) (gone []removal, err error) {
 		if !t.IndexInsert(slot, l.key) {
 			return gone, fmt.Errorf("%w: the index has no free entry", ErrCorrupt)
 		}
+		t.newLife(slot)
+		t.SetHint(slot, layout.HintBytes, uint64(need))
 		l.word = layout.MakeWord(layout.Loading, l.gen)
 	}
-	t.SetHint(slot, layout.HintReserved, uint64(l.need))
+	t.SetHint(slot, layout.HintReserved, uint64(need))
 	t.SetHint(slot, layout.HintLoaderPID, uint64(os.Getpid()))
 	t.SetHint(slot, layout.HintLoadStart, now())
 	if l.word != w && !t.CompareAndSwap(slot, w, l.word) {
@@ -443,11 +457,24 @@ func (l *loader) look(t *tx, gone *[]removal) (slot int, w layout.Word, err erro
 		case !l.replace:
 			// Published since we looked under K: a dead remover's work was undone.
 			return 0, 0, errMoved
+		case l.busy && t.canLease(f.Word):
+			// It was an evictor, or a collector, that looked at many models.
+			return 0, 0, errMoved
 		default:
 			return f.Slot, f.Word, nil
 		}
 	}
 	return 0, 0, fmt.Errorf("%w: the table changes although its lock is held", ErrCorrupt)
+}
+
+// canLease reports whether the manifest of a READY slot can be locked by readers.
+func (t *tx) canLease(w layout.Word) bool {
+	f, _, err := t.p.m.Open(t.genName(w) + layout.ManifestExt)
+	if err != nil {
+		return false
+	}
+	defer f.Close()
+	return lockfile.TryShared(f) == nil
 }
 
 // fillAll makes the segments, the manifest and the digests file, none of which
@@ -605,8 +632,9 @@ func (l *loader) sourceErr(err error) error {
 // admitted the model as a whole, but the tmpfs and the cgroup have other users.
 func (l *loader) reserve(n int64, again bool) error {
 	if !again {
-		if taken := l.taken.Add(n); taken > l.need {
+		if taken := l.taken.Add(n); taken > l.need.Load() {
 			if err := l.extend(taken); err != nil {
+				l.taken.Add(-n)
 				return err
 			}
 		}
@@ -626,11 +654,19 @@ func (l *loader) progress(n int64) {
 		l.src.Progress(done, l.plan.bytes)
 	}
 	if last := l.noted.Load(); done-last >= noteEvery && l.noted.CompareAndSwap(last, done) {
-		_ = l.p.tryTable("load.note", func(t *tx) error {
-			t.SetHint(l.slot, layout.HintReserved, uint64(max(0, l.need-done)))
-			return nil
-		})
+		l.tellReserved(max(0, l.need.Load()-done))
 	}
+}
+
+// tellReserved tells the table, if it can be had at once, how many bytes are
+// still to be allocated.
+func (l *loader) tellReserved(n int64) {
+	_ = l.p.tryTable("load.note", func(t *tx) error {
+		if t.keyIs(l.slot, l.key) {
+			t.SetHint(l.slot, layout.HintReserved, uint64(n))
+		}
+		return nil
+	})
 }
 
 // link gives the generation its names, the manifest first: its lock protects
@@ -722,6 +758,7 @@ func (l *loader) publish(ctx context.Context) error {
 						t.SetKey(slot, l.key)
 					}
 					t.IndexInsert(slot, l.key)
+					t.newLife(slot)
 				}
 				l.settle(t, slot)
 				if !t.CompareAndSwap(slot, w, ready) {
@@ -742,6 +779,17 @@ func (l *loader) publish(ctx context.Context) error {
 		if !errors.Is(err, errAgain) {
 			return err
 		}
+	}
+}
+
+// newLife clears what ended with the model that a FREE slot held last: only deaths
+// and back-off of its key outlive it.
+func (t *tx) newLife(slot int) {
+	for _, h := range []layout.Hint{
+		layout.HintPin, layout.HintTTL, layout.HintPrevious, layout.HintAttaches,
+		layout.HintLastAttach, layout.HintLastRelease, layout.HintIdleSince,
+	} {
+		t.SetHint(slot, h, 0)
 	}
 }
 

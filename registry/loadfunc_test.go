@@ -522,8 +522,7 @@ func TestWaiterLeavesWithItsContext(t *testing.T) {
 		_, err := r.GetOrLoad(ctx, "k", small("2"))
 		waiter <- err
 	}()
-	for stats(t, r).Waits == 0 { // not before it waits
-	}
+	awaitWaits(t, r, 1)
 	cancel()
 	wantErr(t, <-waiter, context.Canceled)
 	close(goOn)

@@ -9,7 +9,6 @@ import (
 	"strings"
 	"sync/atomic"
 	"testing"
-	"time"
 
 	"github.com/onecopy/onecopy/internal/layout"
 )
@@ -126,7 +125,7 @@ func TestRefusedSources(t *testing.T) {
 		"missing":        {filepath.Join(t.TempDir(), "nothing"), "no such file"},
 		"empty folder":   {t.TempDir(), "without files"},
 		"link to folder": {dir(func(d string) { symlink(t, t.TempDir(), filepath.Join(d, "l")) }), "link to a folder"},
-		"dangling link":  {dir(func(d string) { symlink(t, "nowhere", filepath.Join(d, "l")) }), "nowhere"},
+		"dangling link":  {dir(func(d string) { symlink(t, "nowhere", filepath.Join(d, "l")) }), "no such file"},
 		"link in circle": {dir(func(d string) { symlink(t, "l", filepath.Join(d, "l")) }), "l"},
 		"socket": {dir(func(d string) {
 			l, err := net.Listen("unix", filepath.Join(d, "s"))
@@ -193,49 +192,6 @@ func TestUnreadableSource(t *testing.T) {
 	}
 	_, err := r.GetOrLoad(ctxb, "k", src)
 	wantErr(t, err, ErrSource, os.ErrPermission)
-}
-
-// A source that changes while it is read is no model.
-func TestSourceThatChangesDuringTheLoad(t *testing.T) {
-	r := newRegistry(t, nil)
-	for name, change := range map[string]func(path string) error{
-		"grows":     func(p string) error { return appendTo(p, "more") },
-		"shrinks":   func(p string) error { return os.Truncate(p, 5<<20) },
-		"is empty":  func(p string) error { return os.Truncate(p, 0) },
-		"is edited": func(p string) error { return os.Chtimes(p, time.Now(), time.Now().Add(time.Hour)) },
-	} {
-		src := fileSource(t, "w.bin", randomBytes(1, 12<<20))
-		var once atomic.Bool
-		src.Progress = func(done, total int64) {
-			if once.CompareAndSwap(false, true) {
-				if err := change(src.Path); err != nil {
-					t.Error(err)
-				}
-			}
-		}
-		_, err := r.GetOrLoad(ctxb, "k", src)
-		if !once.Load() {
-			t.Skip("this platform reports no progress in the middle of a file")
-		}
-		if err == nil {
-			t.Errorf("a source that %s: loaded", name)
-			continue
-		}
-		wantErr(t, err, ErrSource)
-		wantText(t, err, "w.bin")
-	}
-	_, err := r.Get("k")
-	wantErr(t, err, ErrNotFound)
-}
-
-func appendTo(path, text string) error {
-	f, err := os.OpenFile(path, os.O_APPEND|os.O_WRONLY, 0)
-	if err != nil {
-		return err
-	}
-	defer f.Close()
-	_, err = f.WriteString(text)
-	return err
 }
 
 func TestSparseSource(t *testing.T) {

@@ -38,7 +38,8 @@ type place struct {
 	mem        mmap.MMap
 	table      *layout.Table
 
-	mine bool // this process's user owns it
+	mine      bool // this process's user owns it
+	otherBoot bool // the table was made before this machine started: its times mean nothing
 
 	refs atomic.Int64
 	gone atomic.Bool
@@ -54,7 +55,18 @@ var (
 )
 
 // openPlace opens the registry in dir and, with create, makes what is missing.
+// Somebody may delete it again while it is being made.
 func openPlace(dir string, o *Options, create bool) (p *place, err error) {
+	for range 100 {
+		p, err = openPlaceOnce(dir, o, create)
+		if err == nil || !create || !errors.Is(err, fs.ErrNotExist) || errors.Is(err, ErrNoRegistry) {
+			break
+		}
+	}
+	return p, err
+}
+
+func openPlaceOnce(dir string, o *Options, create bool) (p *place, err error) {
 	perm := uint32(0o700)
 	if o.Mode == 0o755 {
 		perm = 0o755
@@ -90,6 +102,10 @@ func openPlace(dir string, o *Options, create bool) (p *place, err error) {
 	}
 	if err != nil {
 		return p, err
+	}
+	if boot, ok := bootID(); ok {
+		made := p.table.Identity().BootID
+		p.otherBoot = made != boot && made != [16]byte{}
 	}
 	if p.m, err = p.v1.Sub(layout.ModelsDir, perm, mine); err != nil {
 		return p, err
@@ -153,16 +169,25 @@ func (p *place) createTable(o *Options) error {
 		rand.Read(b[:])
 		id.Epoch = binary.LittleEndian.Uint64(b[:])
 	}
-	if boot, err := procfs.BootID(); err == nil {
-		if b, err := hex.DecodeString(strings.ReplaceAll(boot, "-", "")); err == nil {
-			copy(id.BootID[:], b)
-		}
-	}
+	id.BootID, _ = bootID()
 	image, err := layout.NewImage(id, uint64(max(o.Budget, 0)), 0)
 	if err != nil {
 		return err
 	}
 	return p.v1.Create(layout.TableFile, image, 0o644)
+}
+
+// bootID is the kernel's name for the time since this machine started.
+func bootID() (id [16]byte, ok bool) {
+	boot, err := procfs.BootID()
+	if err != nil {
+		return id, false
+	}
+	b, err := hex.DecodeString(strings.ReplaceAll(boot, "-", ""))
+	if err != nil || len(b) != len(id) {
+		return id, false
+	}
+	return [16]byte(b), true
 }
 
 // lockFile is a lock file of w/. Only the owner creates one: root's own file
@@ -196,10 +221,11 @@ func (p *place) destroy() {
 	}
 }
 
-// isGone asks the kernel whether the table still has a name.
+// isGone asks the kernel whether the table, and the folder of the models, still
+// have a name.
 func (p *place) isGone() bool {
 	var st unix.Stat_t
-	if p.gone.Load() || unix.Fstat(int(p.file.Fd()), &st) != nil || st.Nlink == 0 || st.Size != p.stat.Size {
+	if p.gone.Load() || unix.Fstat(int(p.file.Fd()), &st) != nil || st.Nlink == 0 || st.Size != p.stat.Size || !p.m.Alive() {
 		p.gone.Store(true)
 		return true
 	}

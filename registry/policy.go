@@ -14,7 +14,7 @@ type TrimReport struct {
 	Removed []string // keys
 	Freed   int64    // bytes
 	Used    int64    // bytes that the registry still uses
-	Held    int64    // of them, bytes in use or pinned
+	Held    int64    // Used, if that is more than was asked for: all of it is in use or pinned
 }
 
 // GenerationInfo is one generation of a key that is still in memory.

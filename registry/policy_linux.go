@@ -3,6 +3,7 @@
 package registry
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -56,7 +57,7 @@ func (r *Registry) Unpin(ctx context.Context, key string) error {
 // SetTTL sets how long the model of key may be idle before it expires: counted
 // from the last release that a process of the writing user noted, else from the
 // first time that a collector found it idle. Zero is the registry's default, a
-// negative duration is never.
+// negative duration is never. Like a pin it ends when the model is removed.
 func (r *Registry) SetTTL(ctx context.Context, key string, ttl time.Duration) error {
 	v := uint64(max(ttl, 0))
 	if ttl < 0 {
@@ -98,12 +99,13 @@ func (r *Registry) Config() (c Config, err error) {
 // SetConfig changes the registry's limits for all processes. A budget below what
 // is loaded evicts nothing by itself: the next load, or Trim, does.
 func (r *Registry) SetConfig(ctx context.Context, c Config) error {
-	if c.Budget < 0 || c.BudgetShare < 0 || c.BudgetShare > 1 || c.TTL < 0 || math.IsNaN(c.BudgetShare) {
+	ppm := math.Round(c.BudgetShare * 1e6)
+	if c.Budget < 0 || !(c.BudgetShare >= 0 && c.BudgetShare <= 1) || c.BudgetShare > 0 && ppm == 0 || c.TTL < 0 {
 		return opErr("config", "", fmt.Errorf("budget %d bytes or %v of the tmpfs, TTL %v: %w", c.Budget, c.BudgetShare, c.TTL, ErrConfig))
 	}
 	err := r.host.each(func(p *place) error {
 		return p.withTable(ctx, "edit.lock-table", func(t *tx) error {
-			t.SetBudget(uint64(c.Budget), uint64(c.BudgetShare*1e6))
+			t.SetBudget(uint64(c.Budget), uint64(ppm))
 			t.SetDefaultTTL(uint64(c.TTL))
 			return nil
 		})
@@ -111,9 +113,21 @@ func (r *Registry) SetConfig(ctx context.Context, c Config) error {
 	return opErr("config", "", err)
 }
 
-// Trim evicts idle models, least recently used first, until the registry uses
-// at most to bytes, or nothing is left that may be evicted.
-func (r *Registry) Trim(ctx context.Context, to int64) (report TrimReport, err error) {
+// Trim evicts idle models that are not pinned, least recently used first, until
+// the registry uses at most to bytes, or nothing is left that may be evicted.
+// What GC would remove goes first.
+//
+// Errors: ErrConfig, ErrReadOnly, ErrTimeout.
+func (r *Registry) Trim(ctx context.Context, to int64) (TrimReport, error) {
+	return r.trim(ctx, to, false)
+}
+
+// PlanTrim says what Trim would do now, and does nothing.
+func (r *Registry) PlanTrim(ctx context.Context, to int64) (TrimReport, error) {
+	return r.trim(ctx, to, true)
+}
+
+func (r *Registry) trim(ctx context.Context, to int64, dry bool) (report TrimReport, err error) {
 	if to < 0 {
 		return report, opErr("trim", "", fmt.Errorf("%d bytes: %w", to, ErrConfig))
 	}
@@ -121,30 +135,126 @@ func (r *Registry) Trim(ctx context.Context, to int64) (report TrimReport, err e
 		var gone []removal
 		report = TrimReport{}
 		err := p.withTable(ctx, "evict.lock-table", func(t *tx) error {
-			gone = t.collect(&GCReport{})
-			used, _ := t.usage("")
-			for _, g := range gone {
-				used -= p.m.TreeUsage(g.name)
+			var garbage GCReport
+			if dry {
+				p.plan(t, &garbage)
+				report.Freed = garbage.Freed
+			} else {
+				gone = t.collect(&garbage)
 			}
-			idle, _, held := t.idleModels("")
+			report.Removed = garbage.Keys
+			used := p.linkedUsage() - report.Freed
+			for _, g := range gone {
+				used -= p.m.TreeUsage(g.name) + p.m.TreeUsage(g.name+layout.DigestsExt)
+			}
+			vs, _ := t.candidates("")
+			vs = slices.DeleteFunc(vs, func(v victim) bool {
+				key, _ := t.Key(v.slot)
+				return slices.Contains(garbage.Keys, key) // a plan has removed it already
+			})
+			idle, _ := t.lockIdle(vs, used-to)
 			defer closeAll(idle)
 			for _, v := range idle {
-				if used <= to {
-					break
-				}
 				key, _ := t.Key(v.slot)
-				if more, ok := t.evict(v.slot, v.word, layout.CountEvictedSpace); ok {
-					gone, used = append(gone, more...), used-v.size
-					report.Removed = append(report.Removed, key)
+				if dry {
+					report.Freed += v.size
+				} else if more, ok := t.evict(v.slot, v.word, layout.CountEvictedSpace); ok {
+					gone = append(gone, more...)
+				} else {
+					continue
 				}
+				used -= v.size
+				report.Removed = append(report.Removed, key)
 			}
-			report.Used, report.Held = used, held
+			if report.Used = used; used > to {
+				report.Held = used // everything that could go is gone
+			}
 			return nil
 		})
-		report.Freed = p.removeAll(gone)
+		report.Freed += p.removeAll(gone)
 		return err
 	})
 	return report, opErr("trim", "", err)
+}
+
+// linkedUsage is the memory of everything below m/.
+func (p *place) linkedUsage() (n int64) {
+	names, _ := p.m.Names()
+	for _, name := range names {
+		n += p.m.TreeUsage(name)
+	}
+	return n
+}
+
+// PlanGC says what GC would remove now, and removes nothing. Idle models whose
+// clock GC would only start are not among it.
+//
+// Errors: ErrReadOnly, ErrTimeout.
+func (r *Registry) PlanGC(ctx context.Context) (report GCReport, err error) {
+	err = r.host.each(func(p *place) error {
+		report = GCReport{}
+		return p.withTable(ctx, "collect.lock-table", func(t *tx) error {
+			p.plan(t, &report)
+			return nil
+		})
+	})
+	return report, opErr("gc", "", err)
+}
+
+func (p *place) plan(t *tx, report *GCReport) {
+	doomed := map[string]bool{}
+	doom := func(n *int, name string) {
+		*n++
+		doomed[name] = true
+		report.Removed = append(report.Removed, name)
+		report.Freed += p.generationUsage(name)
+	}
+	named := map[uint64]bool{}
+	for slot := range t.Slots() {
+		w := t.Word(slot)
+		key, ok := t.Key(slot)
+		switch {
+		case t.Sane(slot) != nil || !ok && w.State() != layout.Free, w.State() == layout.Evicting,
+			w.State() == layout.Ready && !t.hasManifest(w):
+			report.Reclaimed++
+		case w.State() == layout.Loading:
+			if held, err := p.lockFile(layout.StripeLock(layout.Stripe(key))).TryLock(); err == nil {
+				_ = held.Unlock()
+				doom(&report.Reclaimed, t.genName(w))
+			}
+		case w.State() == layout.Ready && t.wouldExpire(slot, w):
+			report.Keys = append(report.Keys, key)
+			doom(&report.Expired, t.genName(w))
+		}
+		if w.State() != layout.Free {
+			named[w.Generation()] = true
+		}
+	}
+	names, _ := p.m.Names()
+	have := map[string]bool{}
+	for _, n := range names {
+		have[n] = true
+	}
+	for _, n := range names {
+		e, gen, ext, ok := layout.ParseGenName(n)
+		stem := layout.GenName(e, gen)
+		switch {
+		case !ok:
+			report.Leftovers++
+			report.Removed = append(report.Removed, n)
+			report.Freed += p.m.TreeUsage(n)
+		case doomed[stem] || e == t.Identity().Epoch && named[gen]:
+		case ext == layout.ManifestExt:
+			if f, _, err := p.m.Open(n); err == nil {
+				if lockfile.TryExclusive(f) == nil {
+					doom(&report.Orphans, stem)
+				}
+				f.Close()
+			}
+		case !have[stem+layout.ManifestExt] && !t.hasFile(stem+layout.ManifestExt):
+			doom(&report.Leftovers, stem)
+		}
+	}
 }
 
 // Rollout replaces key by a new generation that was proven first: it is loaded
@@ -160,7 +270,10 @@ func (r *Registry) Rollout(ctx context.Context, key string, src Source, prove fu
 		if err == nil && prove != nil {
 			err = prove(ctx, m)
 		}
-		if err != nil {
+		switch {
+		case ctx.Err() != nil: // whatever prove made of it
+			return ctx.Err()
+		case err != nil:
 			return fmt.Errorf("%w: %w", ErrProof, err)
 		}
 		return nil
@@ -233,6 +346,9 @@ func (t *tx) undo(key string) error {
 	crashpoint.Hit("undo.ready")
 	t.SetHint(f.Slot, layout.HintPrevious, f.Word.Generation())
 	t.SetHint(f.Slot, layout.HintBytes, uint64(man.Bytes))
+	// The idle time was that of the other generation.
+	t.SetHint(f.Slot, layout.HintLastAttach, now())
+	t.SetHint(f.Slot, layout.HintIdleSince, 0)
 	t.end()
 	crashpoint.Hit("undo.unlock")
 	return nil
@@ -240,6 +356,8 @@ func (t *tx) undo(key string) error {
 
 // Generations lists what is in memory of key, the newest first: the published
 // generation and those that are still leased, or not collected yet.
+//
+// Errors: ErrNotFound, ErrKey.
 func (r *Registry) Generations(key string) (gens []GenerationInfo, err error) {
 	if err := layout.ValidKey(key); err != nil {
 		return nil, opErr("generations", key, err)
@@ -264,10 +382,11 @@ func (r *Registry) Generations(key string) (gens []GenerationInfo, err error) {
 				continue
 			}
 			man, err := p.manifest(gen)
-			if errors.Is(err, fs.ErrNotExist) || err == nil && man.Key != key {
-				continue
+			published := ok && f.Word == layout.MakeWord(layout.Ready, gen)
+			if err == nil && man.Key != key || err != nil && (!published || errors.Is(err, fs.ErrNotExist)) {
+				continue // somebody else's, gone, or not to be known
 			}
-			g := GenerationInfo{Generation: gen, Published: ok && f.Word == layout.MakeWord(layout.Ready, gen)}
+			g := GenerationInfo{Generation: gen, Published: published}
 			if err == nil {
 				g.Bytes, g.LoadedAt, g.Origin = man.Bytes, man.LoadedAt, info(man, "").Origin
 			}
@@ -278,8 +397,11 @@ func (r *Registry) Generations(key string) (gens []GenerationInfo, err error) {
 			}
 			gens = append(gens, g)
 		}
+		if len(gens) == 0 {
+			return ErrNotFound
+		}
 		return nil
 	})
-	slices.SortFunc(gens, func(a, b GenerationInfo) int { return int(b.Generation) - int(a.Generation) })
+	slices.SortFunc(gens, func(a, b GenerationInfo) int { return cmp.Compare(b.Generation, a.Generation) })
 	return gens, opErr("generations", key, err)
 }

@@ -83,6 +83,7 @@ func (r *Registry) getOrLoad(ctx context.Context, key string, src *Source) (*att
 	if err := src.check(); err != nil {
 		return nil, false, err
 	}
+	begun := time.Now()
 	for {
 		if err := ctx.Err(); err != nil {
 			return nil, false, err
@@ -106,7 +107,7 @@ func (r *Registry) getOrLoad(ctx context.Context, key string, src *Source) (*att
 		if ctx.Value(loadingKey{}) != nil {
 			return nil, false, ErrNestedLoad
 		}
-		leave, err := r.join(ctx, key)
+		leave, err := r.join(ctx, key, begun)
 		if err != nil {
 			return nil, false, err
 		}
@@ -361,6 +362,9 @@ func (r *Registry) Entry(key string) (Entry, error) {
 
 // Holders is empty: nobody else can hold private memory.
 func (r *Registry) Holders(key string) ([]Holder, error) { return nil, nil }
+
+// HolderReport is empty.
+func (r *Registry) HolderReport(key string) (HolderReport, error) { return HolderReport{}, nil }
 
 // Check verifies the digests when opts.Data; nothing else can break.
 func (r *Registry) Check(ctx context.Context, opts CheckOptions) (ps []Problem, err error) {

@@ -199,9 +199,8 @@ func (r *Registry) Use(key string, fn func(*Model) error) error {
 			return opErr("use", key, ErrClosed)
 		}
 	}
-	err := fn(&a.borrowed)
-	a.unref()
-	return err
+	defer a.unref() // also when fn panics
+	return fn(&a.borrowed)
 }
 
 // keep adds the reference that Use holds on the current generation of a key.
@@ -216,10 +215,12 @@ func (r *Registry) keep(a *attachment) bool {
 		a.ref()
 		a.kept.Store(true)
 		r.mu.kept[a.key] = a
+		if old != nil {
+			old.kept.Store(false)
+		}
 	}
 	r.mu.Unlock()
 	if old != nil && old != a {
-		old.kept.Store(false)
 		old.unref()
 	}
 	return true
@@ -231,9 +232,11 @@ func (r *Registry) Release(key string) {
 	r.mu.Lock()
 	a := r.mu.kept[key]
 	delete(r.mu.kept, key)
-	r.mu.Unlock()
 	if a != nil {
 		a.kept.Store(false)
+	}
+	r.mu.Unlock()
+	if a != nil {
 		a.unref()
 	}
 }
@@ -289,9 +292,10 @@ func (r *Registry) replaceLocal(key string, a *attachment) {
 	r.local.Store(&m)
 }
 
-// join waits for another goroutine's load of key, or makes the caller the one
-// who loads: then leave must be called when the load is over.
-func (r *Registry) join(ctx context.Context, key string) (leave func(), err error) {
+// join waits for another goroutine's load of key, until the end of ctx or of
+// Options.LoadTimeout since begun, or makes the caller the one who loads: then
+// leave must be called when the load is over.
+func (r *Registry) join(ctx context.Context, key string, begun time.Time) (leave func(), err error) {
 	for {
 		r.mu.Lock()
 		f := r.mu.flights[key]
@@ -308,11 +312,15 @@ func (r *Registry) join(ctx context.Context, key string) (leave func(), err erro
 		}
 		r.mu.Unlock()
 		r.stats.waits.Add(1)
+		timeout := time.NewTimer(time.Until(begun.Add(r.opts.LoadTimeout)))
+		defer timeout.Stop()
 		select {
 		case <-f.done:
 			return nil, nil
 		case <-ctx.Done():
 			return nil, ctx.Err()
+		case <-timeout.C:
+			return nil, fmt.Errorf("%w: another goroutine of this process is loading it, or waits for it", ErrTimeout)
 		}
 	}
 }

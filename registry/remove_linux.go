@@ -40,7 +40,7 @@ var (
 // removeAll frees the memory of generations without a manifest. T is not held.
 func (p *place) removeAll(gone []removal) (freed int64) {
 	for _, g := range gone {
-		freed += p.m.TreeUsage(g.name)
+		freed += p.m.TreeUsage(g.name) + p.m.TreeUsage(g.name+layout.DigestsExt)
 		_ = p.m.RemoveTree(g.name)
 		crashpoint.Hit(g.by.payload)
 		_ = p.m.Unlink(g.name + layout.DigestsExt)
@@ -238,7 +238,8 @@ func (t *tx) freeSlot(gone *[]removal) (slot int, again bool, err error) {
 		*gone = append(*gone, more...)
 		return 0, true, nil
 	}
-	idle, _, _ := t.idleModels("")
+	vs, _ := t.candidates("")
+	idle, _ := t.lockIdle(vs, 1) // the first one that can be had
 	defer closeAll(idle)
 	for _, v := range idle {
 		if more, ok := t.evict(v.slot, v.word, layout.CountEvictedTable); ok {
@@ -429,8 +430,9 @@ func (t *tx) collect(report *GCReport) (gone []removal) {
 	}
 	dead := t.buryDead()
 	report.Reclaimed += len(dead)
-	expired := t.expire()
+	expired, keys := t.expire()
 	report.Expired += len(expired)
+	report.Keys = append(report.Keys, keys...)
 	gone = append(append(gone, dead...), expired...)
 	t.RepairIndex()
 
@@ -502,30 +504,28 @@ func (t *tx) collectUnnamed(doomed map[string]bool, report *GCReport) (gone []re
 }
 
 // expire evicts every model whose TTL is over.
-func (t *tx) expire() (gone []removal) {
+func (t *tx) expire() (gone []removal, keys []string) {
 	for slot := range t.Slots() {
 		w := t.Word(slot)
 		if w.State() != layout.Ready || !t.expired(slot, w) {
 			continue
 		}
 		if f, err := t.lockVictim(w); err == nil {
-			more, _ := t.evict(slot, w, layout.CountEvictedTTL)
-			gone = append(gone, more...)
+			key, _ := t.Key(slot)
+			if more, ok := t.evict(slot, w, layout.CountEvictedTTL); ok {
+				gone, keys = append(gone, more...), append(keys, key)
+			}
 			f.Close()
 		}
 	}
-	return gone
+	return gone, keys
 }
 
 // expired keeps the idle clock of a READY slot and reports whether its TTL is
 // over. A lease stops the clock; it counts from the last release that anybody
 // noted, else from the first time that a collector found the model idle.
 func (t *tx) expired(slot int, w layout.Word) bool {
-	ttl := t.Hint(slot, layout.HintTTL)
-	if ttl == 0 {
-		ttl = t.DefaultTTL()
-	}
-	if ttl == 0 || t.Hint(slot, layout.HintPin) != 0 {
+	if t.ttl(slot) == 0 {
 		return false
 	}
 	f, err := t.lockVictim(w)
@@ -534,30 +534,80 @@ func (t *tx) expired(slot int, w layout.Word) bool {
 		return false
 	}
 	f.Close()
+	if since := t.Hint(slot, layout.HintIdleSince); since == 0 || since > now() || t.p.otherBoot {
+		t.SetHint(slot, layout.HintIdleSince, now())
+	}
+	return t.idleFor(slot) >= t.ttl(slot)
+}
+
+// wouldExpire is expired for those who change nothing.
+func (t *tx) wouldExpire(slot int, w layout.Word) bool {
+	if t.ttl(slot) == 0 || t.idleFor(slot) < t.ttl(slot) {
+		return false
+	}
+	f, err := t.lockVictim(w)
+	if err != nil {
+		return false
+	}
+	f.Close()
+	return true
+}
+
+// idleFor is how long a model that nobody leases has been idle, as far as known.
+func (t *tx) idleFor(slot int) uint64 {
 	n := now()
-	since := t.Hint(slot, layout.HintIdleSince)
-	if since == 0 || since > n {
-		t.SetHint(slot, layout.HintIdleSince, n)
+	since := t.stamp(slot, layout.HintIdleSince)
+	if since == 0 {
 		since = n
 	}
-	if rel := t.Hint(slot, layout.HintLastRelease); rel != 0 && rel < since && rel >= t.Hint(slot, layout.HintLastAttach) {
+	if rel := t.stamp(slot, layout.HintLastRelease); rel != 0 && rel < since && rel >= t.Hint(slot, layout.HintLastAttach) {
 		since = rel
 	}
-	return n-since >= ttl
+	return n - min(since, n)
+}
+
+// ttl is the idle time in nanoseconds after which the model of a slot expires; 0
+// is never.
+func (t *tx) ttl(slot int) uint64 { return ttl(t.Table, slot) }
+
+func ttl(t *layout.Table, slot int) uint64 {
+	if t.Hint(slot, layout.HintPin) != 0 {
+		return 0
+	}
+	if own := t.Hint(slot, layout.HintTTL); own != 0 {
+		return own
+	}
+	return t.DefaultTTL()
 }
 
 // untidy reports, without a lock, whether a collector could find work: files that
-// are no whole generation, or more or fewer generations than the table names. It
-// reads little, because every process that starts asks.
+// are no whole generation, more or fewer generations than the table names, or a
+// model that nobody has used for as long as its TTL. It reads little, because
+// every process that starts asks.
 func (p *place) untidy() bool {
 	names, err := p.m.Names()
 	if err != nil {
 		return false
 	}
-	entries := 0
+	entries, late := 0, false
 	err = guarded(func() error {
-		entries = p.table.Named()
+		entries, late = p.table.Named(), p.late()
 		return nil
 	})
-	return err == nil && len(names) != 3*entries
+	return err == nil && (late || len(names) != 3*entries)
+}
+
+// late reports whether a model may have outlived its TTL, by hints only.
+func (p *place) late() bool {
+	if p.otherBoot {
+		return false
+	}
+	t, n := p.table, now()
+	for slot := range t.Slots() {
+		used := max(p.stamp(t, slot, layout.HintLastAttach), p.stamp(t, slot, layout.HintLastRelease))
+		if ttl := ttl(t, slot); ttl != 0 && n-min(used, n) >= ttl && t.Word(slot).State() == layout.Ready {
+			return true
+		}
+	}
+	return false
 }

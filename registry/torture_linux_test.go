@@ -185,7 +185,7 @@ func (w *torturer) session() error {
 
 // fine are the errors that others may cause.
 func (w *torturer) fine(err error) bool {
-	for _, e := range []error{ErrNotFound, ErrInUse, ErrNoSpace, ErrTableFull, ErrLoadFailed, ErrTimeout, ErrBusy, ErrNoPrevious} {
+	for _, e := range []error{ErrNotFound, ErrInUse, ErrNoSpace, ErrTableFull, ErrLoadFailed, context.DeadlineExceeded, ErrBusy, ErrNoPrevious} {
 		if errors.Is(err, e) {
 			return true
 		}

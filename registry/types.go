@@ -107,15 +107,16 @@ type Entry struct {
 	Bytes       int64
 	Leased      bool // for display: from /proc/locks
 	Pinned      bool
-	TTL         time.Duration
+	TTL         time.Duration // its own: 0 is the registry's default, negative is never
 	LastAttach  time.Time
 	LastRelease time.Time
 	IdleSince   time.Time
 	Reserved    int64
 	Deaths      int
 	RetryAfter  time.Time
-	LoaderPID   int   // while loading; for display
-	Info        *Info // of a READY entry; nil when its manifest cannot be read
+	LoaderPID   int    // while loading; for display
+	Attaches    uint64 // about
+	Info        *Info  // of a READY entry; nil when its manifest cannot be read
 }
 
 // Holder is a process that holds a lease. It is for display only: the kernel's
@@ -129,8 +130,46 @@ type Holder struct {
 	Since        time.Time // start of the process
 	Resident     int64     // bytes of the model in its page table
 	Proportional int64     // its share of them
-	Via          string    // "mapping", "descriptor", or "lock" (of a process that cannot be looked into)
+	Via          string    // "mapping", "descriptor", "lock" (of a process that cannot be looked into), or "unlinked"
 	Visible      bool
+	Cgroup       string // control group of the process, as far as it is visible
+}
+
+// HolderReport is what can be seen of who holds what. It is for display only.
+type HolderReport struct {
+	// Holders by key, generation and process. One that maps files whose names
+	// are gone has Via "unlinked": its key may be unknown, Resident is what it
+	// maps of them, at most.
+	Holders []Holder
+
+	Hidden   int   // processes that this user may not look into: they may hold something too
+	Unseen   int   // generations that are leased, by nobody among Holders
+	Unlinked int64 // bytes of files without a name that somebody still maps
+}
+
+// Charge is memory that counts for a control group.
+type Charge struct {
+	Cgroup string // below the cgroup file system; "" for none, "?" for one that is gone or not visible
+	Bytes  int64
+}
+
+// Counters count what all processes did since the registry was made. A process
+// that is killed at the wrong moment may leave something uncounted.
+type Counters struct {
+	Loads          uint64
+	LoadTime       time.Duration // of all loads together
+	LoadBytes      int64
+	CollapsedBytes int64 // of these, in 2 MiB pages
+	LoadErrors     uint64
+	Takeovers      uint64 // loads that began by burying a dead loader of the key
+	Replaced       uint64
+	Removed        uint64 // on request
+	EvictedSpace   uint64 // because bytes were needed
+	EvictedTable   uint64 // because a slot was needed
+	EvictedTTL     uint64
+	Reclaimed      uint64 // unfinished work of dead processes
+	Leftovers      uint64
+	Fallbacks      uint64 // windows without 2 MiB pages
 }
 
 // Problem is a broken invariant.
@@ -157,6 +196,7 @@ type GCReport struct {
 	Leftovers int      // files without a manifest
 	Freed     int64    // bytes
 	Removed   []string // names below m/
+	Keys      []string // of the models that expired
 }
 
 // Stats of this process and of the registry.
@@ -178,7 +218,9 @@ type Stats struct {
 	// The registry, recomputed at each call.
 	Models          int
 	Slots           int
-	Used            int64 // memory of all generations
+	Used            int64 // memory of all generations: ModelBytes and SupersededBytes
+	ModelBytes      int64 // memory of the generations that the table names
+	Overhead        int64 // memory of the table itself, which no budget counts
 	Reserved        int64 // still to be allocated by running loads
 	Budget          int64
 	Free            int64 // on the tmpfs

@@ -204,6 +204,9 @@ func (d *Dir) openFD(name string, flags int) (fd int, st unix.Stat_t, err error)
 		if errors.Is(err, unix.ELOOP) {
 			return -1, st, untrusted(d.Join(name), "is a symbolic link")
 		}
+		if errors.Is(err, unix.ENXIO) {
+			return -1, st, untrusted(d.Join(name), "is a socket")
+		}
 		return -1, st, pathErr("open", d.Join(name), err)
 	}
 	if err := unix.Fstat(fd, &st); err != nil {
@@ -261,7 +264,13 @@ func (d *Dir) Unlink(name string) error {
 // following links. One that is gone already is fine.
 func (d *Dir) RemoveTree(name string) error {
 	// Most names are directories; unlinking a file first would say EISDIR.
-	fd, err := openat(d.fd, name, unix.O_RDONLY|unix.O_DIRECTORY|unix.O_NOFOLLOW|unix.O_CLOEXEC, 0)
+	const flags = unix.O_RDONLY | unix.O_DIRECTORY | unix.O_NOFOLLOW | unix.O_CLOEXEC
+	fd, err := openat(d.fd, name, flags, 0)
+	if errors.Is(err, unix.EACCES) && unix.Fchmodat(d.fd, name, 0o700, 0) == nil {
+		// Made under a hostile umask by a process that died before it could set
+		// the mode.
+		fd, err = openat(d.fd, name, flags, 0)
+	}
 	switch {
 	case errors.Is(err, unix.ENOENT):
 		return nil

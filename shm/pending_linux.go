@@ -28,7 +28,7 @@ type Pending struct {
 func (d *Dir) NewPending(name string) (*Pending, error) {
 	fd, err := openat(d.fd, ".", unix.O_TMPFILE|unix.O_RDWR|unix.O_CLOEXEC, 0o600)
 	if err != nil {
-		if errors.Is(err, unix.EOPNOTSUPP) || errors.Is(err, unix.EISDIR) || errors.Is(err, unix.ENOENT) && d.alive() {
+		if errors.Is(err, unix.EOPNOTSUPP) || errors.Is(err, unix.EISDIR) || errors.Is(err, unix.ENOENT) && d.Alive() {
 			err = fmt.Errorf("%w: no anonymous files (O_TMPFILE) here: models can be read but not loaded: %w", errors.ErrUnsupported, err)
 		}
 		return nil, pathErr("create", d.Join(name), err)
@@ -36,7 +36,8 @@ func (d *Dir) NewPending(name string) (*Pending, error) {
 	return &Pending{dir: d, f: os.NewFile(uintptr(fd), d.Join(name)), name: name}, nil
 }
 
-func (d *Dir) alive() bool {
+// Alive reports whether the directory still has a name.
+func (d *Dir) Alive() bool {
 	var st unix.Stat_t
 	return unix.Fstat(d.fd, &st) == nil && st.Nlink > 0
 }
@@ -120,7 +121,9 @@ func (s *Sealed) prove(ctx context.Context) error {
 				return pathErr("lease", s.f.Name(), err)
 			}
 			return nil
-		case errors.Is(err, unix.EAGAIN) && delay < 100*time.Millisecond && ctx.Err() == nil:
+		case errors.Is(err, unix.EAGAIN) && ctx.Err() != nil:
+			return pathErr("lease", s.f.Name(), ctx.Err())
+		case errors.Is(err, unix.EAGAIN) && delay < 100*time.Millisecond:
 			// A child between fork and exec holds every descriptor for a moment.
 			time.Sleep(delay)
 			delay *= 2

@@ -96,7 +96,11 @@ func (w *Writer) writeWindow(b []byte, off int64) (int, error) {
 		// Nobody knows whether more will come: a small file stays small. The
 		// lock is held, because allocating the window moves these bytes.
 		defer w.mu.Unlock()
-		if err := w.f.reserve(max(0, end-before), w.plain); err != nil {
+		err := w.f.reserve(max(0, end-before), false)
+		if err == nil && w.plain {
+			err = w.f.reserve(int64(len(b)), true)
+		}
+		if err != nil {
 			return 0, err
 		}
 		return w.p.WriteAt(b, off)
@@ -105,7 +109,8 @@ func (w *Writer) writeWindow(b []byte, off int64) (int, error) {
 		err = w.prepare(i)
 		if w.size < 0 && errors.Is(err, ErrNoSpace) {
 			// What comes may be much less than a window.
-			w.plain = true
+			w.plain, w.end = true, before
+			w.giveBack()
 			w.mu.Unlock()
 			return w.writeWindow(b, off)
 		}
@@ -116,6 +121,16 @@ func (w *Writer) writeWindow(b []byte, off int64) (int, error) {
 		return 0, err
 	}
 	return w.p.WriteAt(b, off)
+}
+
+// giveBack frees what a window that could not be had in full has got already. The
+// caller holds mu.
+func (w *Writer) giveBack() {
+	keep := w.end
+	for i := range w.ready {
+		keep = max(keep, (i+1)*warmWindow)
+	}
+	_ = unix.Ftruncate(int(w.p.f.Fd()), keep)
 }
 
 // prepare allocates window i. The caller holds mu.

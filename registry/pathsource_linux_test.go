@@ -1,0 +1,50 @@
+//go:build (amd64 || arm64) && !onecopy_private
+
+package registry
+
+import (
+	"os"
+	"sync/atomic"
+	"testing"
+	"time"
+)
+
+// A source that changes while it is read is no model.
+func TestSourceThatChangesDuringTheLoad(t *testing.T) {
+	r := newRegistry(t, nil)
+	for name, change := range map[string]func(path string) error{
+		"grows":     func(p string) error { return appendTo(p, "more") },
+		"shrinks":   func(p string) error { return os.Truncate(p, 5<<20) },
+		"is empty":  func(p string) error { return os.Truncate(p, 0) },
+		"is edited": func(p string) error { return os.Chtimes(p, time.Now(), time.Now().Add(time.Hour)) },
+	} {
+		src := fileSource(t, "w.bin", randomBytes(1, 12<<20))
+		var once atomic.Bool
+		src.Progress = func(done, total int64) {
+			if once.CompareAndSwap(false, true) {
+				if err := change(src.Path); err != nil {
+					t.Error(err)
+				}
+			}
+		}
+		_, err := r.GetOrLoad(ctxb, "k", src)
+		if err == nil {
+			t.Errorf("a source that %s: loaded", name)
+			continue
+		}
+		wantErr(t, err, ErrSource)
+		wantText(t, err, "w.bin")
+	}
+	_, err := r.Get("k")
+	wantErr(t, err, ErrNotFound)
+}
+
+func appendTo(path, text string) error {
+	f, err := os.OpenFile(path, os.O_APPEND|os.O_WRONLY, 0)
+	if err != nil {
+		return err
+	}
+	defer f.Close()
+	_, err = f.WriteString(text)
+	return err
+}
