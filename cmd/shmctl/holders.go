@@ -1,6 +1,7 @@
 package main
 
 import (
+	"cmp"
 	"errors"
 	"path"
 	"strconv"
@@ -22,7 +23,10 @@ processes that map it).
 
 The list is for people. It is put together from /proc, so it is incomplete for
 processes that the caller may not look into, and nothing is ever decided by it:
-whether a model is in use is what the kernel's locks say.
+whether a model is in use is what the kernel's locks say. Processes that could
+not be looked into are counted. VIA is how a process holds the model: by its
+mapping, a descriptor, or (unlinked) a mapping of files that have no name any
+more. -o json has the control group too, which names the container.
 
 -o name prints the pids.`,
 		Example: `  shmctl holders
@@ -45,6 +49,10 @@ type holdersJSON struct {
 	Dir         string       `json:"dir"`
 	DisplayOnly bool         `json:"display_only"` // always true: locks decide
 	Holders     []holderJSON `json:"holders"`
+
+	HiddenProcs   int   `json:"hidden_processes"`   // that could not be looked into
+	Unseen        int   `json:"unseen_generations"` // leased, by nobody in holders
+	UnlinkedBytes int64 `json:"unlinked_bytes"`     // of files without a name that somebody maps
 }
 
 type holderLineJSON struct {
@@ -53,7 +61,7 @@ type holderLineJSON struct {
 }
 
 func (a *app) holders(key string) error {
-	var hs []registry.Holder
+	var rep registry.HolderReport
 	r, err := a.open()
 	switch {
 	case errors.Is(err, registry.ErrNoRegistry):
@@ -62,21 +70,22 @@ func (a *app) holders(key string) error {
 		return err
 	default:
 		defer r.Close()
-		if hs, err = r.Holders(key); err != nil {
+		if rep, err = r.HolderReport(key); err != nil {
 			return err
 		}
 		// A model that was removed or replaced may still have holders; a name
 		// that was mistyped has none.
-		if key != "" && len(hs) == 0 {
+		if key != "" && len(rep.Holders) == 0 {
 			if _, err := r.Entry(key); err != nil {
 				return suggestKeys(r, key, err)
 			}
 		}
 	}
 
+	hs := rep.Holders
 	switch a.output {
 	case formatJSON:
-		return a.writeJSON(holdersJSON{newSchema(), a.registryDir(), true, toHoldersJSON(hs)})
+		return a.writeJSON(holdersJSON{newSchema(), a.registryDir(), true, toHoldersJSON(hs), rep.Hidden, rep.Unseen, rep.Unlinked})
 	case formatJSONL:
 		for _, h := range toHoldersJSON(hs) {
 			if err := a.writeJSON(holderLineJSON{newSchema(), h}); err != nil {
@@ -96,22 +105,26 @@ func (a *app) holders(key string) error {
 		}
 		return nil
 	}
-	return a.writeHolders(hs)
+	return a.writeHolders(rep)
 }
 
 // writeHolders writes the table of holders; those that cannot be looked into
 // are counted, not guessed.
-func (a *app) writeHolders(hs []registry.Holder) error {
+func (a *app) writeHolders(rep registry.HolderReport) error {
 	var rows [][]string
 	hidden := 0
-	for _, h := range hs {
+	for _, h := range rep.Holders {
 		if !h.Visible {
 			hidden++
 			continue
 		}
+		key, pss := h.Key, a.size(h.Proportional)
+		if h.Via == "unlinked" {
+			key, pss = cmp.Or(key, "(no name)"), "-"
+		}
 		rows = append(rows, []string{
 			strconv.Itoa(h.PID), shortCommand(h.Command), strconv.Itoa(h.UID), when(h.Since),
-			a.size(h.Resident), a.size(h.Proportional), h.Via, h.Key, strconv.FormatUint(h.Generation, 10),
+			a.size(h.Resident), pss, h.Via, key, strconv.FormatUint(h.Generation, 10),
 		})
 	}
 	if err := a.writeTable([]string{"PID", "COMMAND", "UID", "SINCE", "RESIDENT", "PSS", "VIA", "KEY", "GEN"}, rows); err != nil {
@@ -119,6 +132,15 @@ func (a *app) writeHolders(hs []registry.Holder) error {
 	}
 	if hidden > 0 {
 		a.note("%s not visible to this user", plural(hidden, "holder"))
+	}
+	if rep.Unseen > 0 {
+		a.note("%s leased by processes that are not visible from here", plural(rep.Unseen, "generation"))
+	}
+	if rep.Unlinked > 0 {
+		a.note("%s are mapped without a name: the memory goes with the last who maps it", a.size(rep.Unlinked))
+	}
+	if rep.Hidden > 0 {
+		a.note("%d processes could not be looked into", rep.Hidden)
 	}
 	a.note("for display only: the kernel's locks decide")
 	return nil

@@ -58,20 +58,22 @@ type generationJSON struct {
 
 // modelJSON is one entry of the registry.
 type modelJSON struct {
-	Key         string     `json:"key"`
-	State       string     `json:"state"`
-	Generation  *uint64    `json:"generation"`
-	Bytes       int64      `json:"bytes"`
-	Leased      bool       `json:"leased"`
-	Pinned      bool       `json:"pinned"`
-	TTLSeconds  *float64   `json:"ttl_seconds"`
-	LastAttach  *time.Time `json:"last_attach"`
-	LastRelease *time.Time `json:"last_release"`
-	IdleSince   *time.Time `json:"idle_since"`
-	RetryAfter  *time.Time `json:"retry_after"`
-	Reserved    int64      `json:"reserved_bytes"`
-	Deaths      int        `json:"deaths"`
-	LoaderPID   *int       `json:"loader_pid"` // for display, while a load runs
+	Key          string     `json:"key"`
+	State        string     `json:"state"`
+	Generation   *uint64    `json:"generation"`
+	Bytes        int64      `json:"bytes"`
+	Leased       bool       `json:"leased"`
+	Pinned       bool       `json:"pinned"`
+	TTLSeconds   *float64   `json:"ttl_seconds"` // its own; null: the registry's default counts
+	NeverExpires bool       `json:"never_expires"`
+	LastAttach   *time.Time `json:"last_attach"`
+	LastRelease  *time.Time `json:"last_release"`
+	IdleSince    *time.Time `json:"idle_since"`
+	RetryAfter   *time.Time `json:"retry_after"`
+	Reserved     int64      `json:"reserved_bytes"`
+	Deaths       int        `json:"deaths"`
+	Attaches     uint64     `json:"attaches"`   // about
+	LoaderPID    *int       `json:"loader_pid"` // for display, while a load runs
 
 	Published *generationJSON `json:"published"` // null while nothing readable is
 }
@@ -94,6 +96,7 @@ type holderJSON struct {
 	ProportionalBytes *int64     `json:"proportional_bytes"`
 	Via               string     `json:"via"`
 	Visible           bool       `json:"visible"`
+	Cgroup            *string    `json:"cgroup"` // control group; names the container
 }
 
 type statsJSON struct {
@@ -106,6 +109,8 @@ type statsJSON struct {
 	SizeBytes       int64  `json:"size_bytes"`
 	Superseded      int    `json:"superseded"`
 	SupersededBytes int64  `json:"superseded_bytes"`
+	ModelBytes      int64  `json:"model_bytes"`    // used_bytes are these and superseded_bytes
+	OverheadBytes   int64  `json:"overhead_bytes"` // of the table: besides used_bytes
 	Epoch           string `json:"epoch"`
 	LayoutVersion   int    `json:"layout_version"`
 }
@@ -124,12 +129,13 @@ func toModelJSON(e registry.Entry) modelJSON {
 		Leased: e.Leased, Pinned: e.Pinned,
 		LastAttach: utc(e.LastAttach), LastRelease: utc(e.LastRelease),
 		IdleSince: utc(e.IdleSince), RetryAfter: utc(e.RetryAfter),
-		Reserved: e.Reserved, Deaths: e.Deaths, LoaderPID: orNull(e.LoaderPID),
+		Reserved: e.Reserved, Deaths: e.Deaths, LoaderPID: orNull(e.LoaderPID), Attaches: e.Attaches,
 	}
 	if e.TTL > 0 {
 		s := e.TTL.Seconds()
 		m.TTLSeconds = &s
 	}
+	m.NeverExpires = e.TTL < 0
 	if e.Info != nil {
 		m.Published = toGenerationJSON(*e.Info)
 	}
@@ -158,7 +164,7 @@ func toHoldersJSON(hs []registry.Holder) []holderJSON {
 	for i, h := range hs {
 		j := holderJSON{
 			Key: h.Key, Generation: h.Generation, PID: orNull(h.PID), Command: orNull(h.Command),
-			Since: utc(h.Since), Via: h.Via, Visible: h.Visible,
+			Since: utc(h.Since), Via: h.Via, Visible: h.Visible, Cgroup: orNull(h.Cgroup),
 		}
 		if h.Visible {
 			j.UID, j.ResidentBytes, j.ProportionalBytes = &h.UID, &h.Resident, &h.Proportional
@@ -171,7 +177,7 @@ func toHoldersJSON(hs []registry.Holder) []holderJSON {
 func toStatsJSON(s registry.Stats) statsJSON {
 	return statsJSON{
 		s.Models, s.Slots, s.Used, s.Reserved, s.Budget, s.Free, s.Size,
-		s.Superseded, s.SupersededBytes, hex64(s.Epoch), s.LayoutVersion,
+		s.Superseded, s.SupersededBytes, s.ModelBytes, s.Overhead, hex64(s.Epoch), s.LayoutVersion,
 	}
 }
 

@@ -25,11 +25,19 @@ type loadFlags struct {
 func (l *loadFlags) register(cmd *cobra.Command) {
 	f := cmd.Flags()
 	f.StringVar(&l.onChange, "on-change", "error", "`what` to do when the source is not what was loaded: error, replace or ignore")
+	fromEnv(f, "on-change")
+	complete(cmd, "on-change", "error", "replace", "ignore")
+	l.registerCreate(cmd)
+}
+
+// registerCreate registers the flags that are about how a registry is made and a
+// load is done.
+func (l *loadFlags) registerCreate(cmd *cobra.Command) {
+	f := cmd.Flags()
 	f.IntVar(&l.slots, "slots", 0, "`number` of models a new registry can hold (default 1024)")
 	f.StringVar(&l.mode, "mode", "0700", "`mode` of a new registry's directory: 0700, or 0755 for readers of other users")
 	f.IntVar(&l.threads, "threads", 0, "load with this `number` of threads (default: up to 2)")
-	fromEnv(f, "on-change", "slots", "mode", "threads")
-	complete(cmd, "on-change", "error", "replace", "ignore")
+	fromEnv(f, "slots", "mode", "threads")
 	complete(cmd, "mode", "0700", "0755")
 }
 

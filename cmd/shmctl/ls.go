@@ -118,13 +118,13 @@ func (a *app) lsRow(e registry.Entry) []string {
 
 // footer sums up the registry: what is used of what may be used, and where.
 func (a *app) footer(s registry.Stats) string {
-	line := plural(s.Models, "model") + ", " + a.size(s.Used) + " used of a budget of " +
-		a.size(s.Budget) + ", " + a.size(s.Free) + " free"
+	line := plural(s.Models, "model") + ", "
+	if s.SupersededBytes > 0 {
+		line += a.size(s.ModelBytes) + ", and " + a.size(s.SupersededBytes) + " in replaced generations that are still in use: "
+	}
+	line += a.size(s.Used) + " used of a budget of " + a.size(s.Budget) + ", " + a.size(s.Free) + " free"
 	if s.Reserved > 0 {
 		line += ", " + a.size(s.Reserved) + " reserved by loads"
-	}
-	if s.Superseded > 0 {
-		line += ", " + a.size(s.SupersededBytes) + " in replaced generations that are still in use"
 	}
 	return visible(line + " in " + a.registryDir())
 }

@@ -140,7 +140,9 @@ failed or changed; 9 timeout; 130 interrupted. exec: 125 shmctl itself failed,
 	root.AddCommand(
 		a.loadCommand(), a.lsCommand(), a.statCommand(), a.pathCommand(), a.catCommand(),
 		a.execCommand(), a.rmCommand(), a.gcCommand(), a.checkCommand(), a.holdersCommand(),
-		a.dumpCommand(), a.versionCommand(),
+		a.pinCommand(), a.unpinCommand(), a.touchCommand(), a.ttlCommand(), a.trimCommand(),
+		a.waitCommand(), a.rolloutCommand(), a.configCommand(), a.metricsCommand(), a.topCommand(),
+		a.scanCommand(), a.doctorCommand(), a.dumpCommand(), a.versionCommand(),
 	)
 	root.InitDefaultHelpCmd()
 	root.InitDefaultCompletionCmd("completion") // the argument makes it take effect

@@ -3,12 +3,14 @@
 package main
 
 import (
+	"bufio"
 	"context"
 	"encoding/json"
 	"errors"
 	"flag"
 	"fmt"
 	"io"
+	"net/http"
 	"os"
 	"os/exec"
 	"os/signal"
@@ -41,6 +43,10 @@ func TestMain(m *testing.M) {
 		"report":    reportExit,
 		"normjson":  normJSON,
 		"on-pty":    onPTY,
+		"unloaded":  unloaded,
+		"live":      live,
+		"scrape":    scrape,
+		"conforms":  conforms,
 	})
 }
 
@@ -64,6 +70,11 @@ func TestScripts(t *testing.T) {
 			// scripts see it being created.
 			e.Setenv("ONECOPY_DIR", dir+"/r")
 			e.Setenv("TERM", "xterm")
+			schemas, err := filepath.Abs(schemaDir)
+			if err != nil {
+				return err
+			}
+			e.Setenv("SCHEMAS", schemas)
 			e.Setenv("TZ", "Asia/Tokyo")            // output is UTC wherever it is made
 			e.Setenv("GORACE", "atexit_sleep_ms=0") // the race detector's second at each exit
 			return nil
@@ -283,6 +294,9 @@ func normJSON() {
 }
 
 func norm(name string, v any) any {
+	if name == "charges" { // what is known depends on who asks
+		return "CHARGES"
+	}
 	switch v := v.(type) {
 	case map[string]any:
 		for k := range v {
@@ -297,7 +311,7 @@ func norm(name string, v any) any {
 	case json.Number:
 		switch name {
 		case "load_seconds", "pid", "uid", "resident_bytes", "proportional_bytes", "budget_bytes", "free_bytes",
-			"size_bytes", "used_bytes", "freed_bytes", "collapsed_bytes", "copied_bytes", "direct_bytes", "fallbacks":
+			"size_bytes", "used_bytes", "model_bytes", "overhead_bytes", "held_bytes", "value", "hidden_processes", "freed_bytes", "collapsed_bytes", "copied_bytes", "direct_bytes", "fallbacks":
 			return "NUMBER"
 		}
 		return v
@@ -308,7 +322,7 @@ func norm(name string, v any) any {
 			}
 			return "TIME"
 		}
-		if name == "epoch" || name == "command" {
+		if name == "epoch" || name == "command" || name == "cgroup" {
 			return strings.ToUpper(name)
 		}
 		v = strings.ReplaceAll(v, os.Getenv("ONECOPY_DIR"), "$ONECOPY_DIR")
@@ -330,26 +344,34 @@ func onPTY() {
 	os.Exit(code)
 }
 
+// openPTY returns both ends of a terminal of 200 columns.
+func openPTY() (ctrl, tty *os.File, err error) {
+	if ctrl, err = os.OpenFile("/dev/ptmx", os.O_RDWR|syscall.O_NOCTTY, 0); err != nil {
+		return nil, nil, err
+	}
+	n, err := unix.IoctlGetInt(int(ctrl.Fd()), unix.TIOCGPTN)
+	if err == nil {
+		err = unix.IoctlSetPointerInt(int(ctrl.Fd()), unix.TIOCSPTLCK, 0)
+	}
+	if err == nil {
+		err = unix.IoctlSetWinsize(int(ctrl.Fd()), unix.TIOCSWINSZ, &unix.Winsize{Row: 40, Col: 200})
+	}
+	if err == nil {
+		tty, err = os.OpenFile("/dev/pts/"+strconv.Itoa(n), os.O_RDWR|syscall.O_NOCTTY, 0)
+	}
+	if err != nil {
+		ctrl.Close()
+		return nil, nil, err
+	}
+	return ctrl, tty, nil
+}
+
 func runOnPTY(name string, args ...string) (code int, out string, err error) {
-	ctrl, err := os.OpenFile("/dev/ptmx", os.O_RDWR|syscall.O_NOCTTY, 0)
+	ctrl, tty, err := openPTY()
 	if err != nil {
 		return 0, "", err
 	}
 	defer ctrl.Close()
-	n, err := unix.IoctlGetInt(int(ctrl.Fd()), unix.TIOCGPTN)
-	if err != nil {
-		return 0, "", err
-	}
-	if err := unix.IoctlSetPointerInt(int(ctrl.Fd()), unix.TIOCSPTLCK, 0); err != nil {
-		return 0, "", err
-	}
-	if err := unix.IoctlSetWinsize(int(ctrl.Fd()), unix.TIOCSWINSZ, &unix.Winsize{Row: 40, Col: 200}); err != nil {
-		return 0, "", err
-	}
-	tty, err := os.OpenFile("/dev/pts/"+strconv.Itoa(n), os.O_RDWR|syscall.O_NOCTTY, 0)
-	if err != nil {
-		return 0, "", err
-	}
 	cmd := exec.Command(name, args...)
 	cmd.Stdout, cmd.Stderr = tty, tty
 	if err := cmd.Start(); err != nil {
@@ -360,4 +382,95 @@ func runOnPTY(name string, args ...string) (code int, out string, err error) {
 	b, _ := io.ReadAll(ctrl) // ends with EIO when the last holder of the terminal has gone
 	cmd.Wait()
 	return cmd.ProcessState.ExitCode(), string(b), nil
+}
+
+// unloaded KEY waits until a model is gone.
+func unloaded() {
+	for {
+		r, err := registry.Open(registry.DefaultDir(), &registry.Options{MustExist: true})
+		if err == nil {
+			_, err = r.Entry(os.Args[1])
+			r.Close()
+		}
+		if err != nil {
+			return
+		}
+		time.Sleep(time.Millisecond)
+	}
+}
+
+// scrape runs shmctl metrics --listen, prints what it serves, tries to listen at
+// the same address again, and stops it.
+func scrape() {
+	err := func() error {
+		cmd := exec.Command("shmctl", "metrics", "--listen", "127.0.0.1:0")
+		stderr, err := cmd.StderrPipe()
+		if err != nil {
+			return err
+		}
+		if err := cmd.Start(); err != nil {
+			return err
+		}
+		defer cmd.Process.Kill()
+		line, err := bufio.NewReader(stderr).ReadString('\n')
+		if err != nil {
+			return err
+		}
+		url := strings.TrimSpace(line[strings.Index(line, "http://"):])
+		get, err := http.Get(url)
+		if err != nil {
+			return err
+		}
+		defer get.Body.Close()
+		if _, err := io.Copy(os.Stdout, get.Body); err != nil {
+			return err
+		}
+		addr := strings.TrimSuffix(strings.TrimPrefix(url, "http://"), "/metrics")
+		out, _ := exec.Command("shmctl", "metrics", "--listen", addr).CombinedOutput()
+		fmt.Printf("again: %s", out)
+		cmd.Process.Signal(syscall.SIGTERM)
+		cmd.Wait()
+		fmt.Println("served:", get.Status, cmd.ProcessState)
+		return nil
+	}()
+	if err != nil {
+		fmt.Fprintln(os.Stderr, err)
+		os.Exit(1)
+	}
+}
+
+// live PROGRAM ARGS... runs shmctl top on a terminal, waits for the first screen
+// with a model, presses h, waits for what that changes, presses q, and writes
+// what came to the terminal.
+func live() {
+	ctrl, tty, err := openPTY()
+	if err != nil {
+		fmt.Fprintln(os.Stderr, err)
+		os.Exit(1)
+	}
+	cmd := exec.Command(os.Args[1], os.Args[2:]...)
+	cmd.Stdin, cmd.Stdout, cmd.Stderr = tty, tty, tty
+	cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true, Setctty: true}
+	if err := cmd.Start(); err != nil {
+		fmt.Fprintln(os.Stderr, err)
+		os.Exit(1)
+	}
+	tty.Close()
+	var out strings.Builder
+	buf := make([]byte, 4096)
+	steps := []struct{ see, press string }{{"bert", "h"}, {"holders", "q"}}
+	for {
+		n, err := ctrl.Read(buf)
+		out.Write(buf[:n])
+		if len(steps) > 0 && strings.Contains(out.String(), steps[0].see) {
+			ctrl.WriteString(steps[0].press)
+			steps = steps[1:]
+		}
+		if err != nil { // EIO when the last holder of the terminal has gone
+			break
+		}
+	}
+	cmd.Wait()
+	fmt.Println(out.String())
+	fmt.Println("ended:", cmd.ProcessState)
 }

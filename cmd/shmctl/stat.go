@@ -1,6 +1,7 @@
 package main
 
 import (
+	"cmp"
 	"fmt"
 	"maps"
 	"slices"
@@ -18,7 +19,8 @@ func (a *app) statCommand() *cobra.Command {
 		Short: "Show everything about one model",
 		Long: `Stat shows what the registry knows about one model: its files with sizes and
 digests, its generation, where it came from, when it was loaded and used, and
-the processes that hold it.`,
+the processes that hold it. For those with CAP_SYS_ADMIN it also shows to which
+control groups the memory is charged: those that touched it first.`,
 		Example: `  shmctl stat bert
   shmctl stat bert -o json | jq -r '.files[] | .digest + "  " + .path'`,
 		Args:              takes(1, 1, "KEY"),
@@ -27,12 +29,20 @@ the processes that hold it.`,
 	}
 }
 
+type chargeJSON struct {
+	Cgroup string `json:"cgroup"` // "" is none, "?" one that is gone or not visible
+	Bytes  int64  `json:"bytes"`
+}
+
 type statJSON struct {
 	schema
 	Dir string `json:"dir"`
 	modelJSON
 	Files   []fileJSON   `json:"files"` // null while nothing readable is published
 	Holders []holderJSON `json:"holders"`
+
+	HiddenProcs int          `json:"hidden_processes"` // that could not be looked into
+	Charges     []chargeJSON `json:"charges"`          // null when this user cannot know
 }
 
 func (a *app) stat(key string) error {
@@ -45,14 +55,19 @@ func (a *app) stat(key string) error {
 	if err != nil {
 		return suggestKeys(r, key, err)
 	}
-	holders, err := r.Holders(key)
+	rep, err := r.HolderReport(key)
 	if err != nil {
 		return err
 	}
 
+	charges, _ := r.Charges(key) // takes a privilege that few have
+
 	switch a.output {
 	case formatJSON, formatJSONL:
-		doc := statJSON{schema: newSchema(), Dir: r.Dir(), modelJSON: toModelJSON(e), Holders: toHoldersJSON(holders)}
+		doc := statJSON{schema: newSchema(), Dir: r.Dir(), modelJSON: toModelJSON(e), Holders: toHoldersJSON(rep.Holders), HiddenProcs: rep.Hidden}
+		for _, c := range charges {
+			doc.Charges = append(doc.Charges, chargeJSON{c.Cgroup, c.Bytes})
+		}
 		if e.Info != nil {
 			doc.Files = toFilesJSON(e.Info.Files)
 		}
@@ -60,7 +75,11 @@ func (a *app) stat(key string) error {
 	case formatName:
 		return a.writeLines(e.Key)
 	}
-	if err := a.writeFields(a.statFields(e)); err != nil {
+	fields := a.statFields(e)
+	for _, c := range charges {
+		fields = append(fields, [2]string{"charged", a.size(c.Bytes) + " to " + cmp.Or(c.Cgroup, "no control group")})
+	}
+	if err := a.writeFields(fields); err != nil {
 		return err
 	}
 	if e.Info != nil {
@@ -68,13 +87,13 @@ func (a *app) stat(key string) error {
 			return err
 		}
 	}
-	if len(holders) == 0 {
+	if len(rep.Holders) == 0 && rep.Unseen == 0 {
 		return nil
 	}
 	if err := a.writeLines(""); err != nil {
 		return err
 	}
-	return a.writeHolders(holders)
+	return a.writeHolders(rep)
 }
 
 func (a *app) statFields(e registry.Entry) [][2]string {
@@ -105,8 +124,11 @@ func (a *app) statFields(e registry.Entry) [][2]string {
 	}
 	add("leased", yesNo(e.Leased))
 	add("pinned", yesNo(e.Pinned))
-	if e.TTL > 0 {
+	switch {
+	case e.TTL > 0:
 		add("ttl", e.TTL.String())
+	case e.TTL < 0:
+		add("ttl", "never")
 	}
 	addTime("last attach", e.LastAttach)
 	addTime("last release", e.LastRelease)
