@@ -69,6 +69,9 @@ race() {
 
 invariants() { go test -tags invariants -timeout $timeout ./registry; }
 
+# private: where nothing can be shared, the same calls work with private memory.
+private() { go test -tags onecopy_private -timeout $timeout ./registry; }
+
 # crash: kill -9 at every named step. Zero tests would pass too, hence the look first.
 crash() {
 	go test -tags crashpoint -list Crash ./registry | grep '^Test' >/dev/null || {
@@ -121,7 +124,7 @@ skip() {
 }
 
 steps=("$@")
-all=(format build vet generate cross unit race invariants crash fuzz python)
+all=(format build vet generate cross unit race invariants private crash fuzz python)
 [ $# -gt 0 ] || steps=("${all[@]}")
 for step in "${steps[@]}"; do
 	[[ " ${all[*]} " == *" $step "* ]] || { echo "test.sh: no step $step; there are ${all[*]}" >&2; exit 2; }
