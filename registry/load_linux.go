@@ -840,8 +840,21 @@ func (l *loader) abort() {
 	}
 	ctx, cancel := context.WithTimeout(context.Background(), 5*time.Second)
 	defer cancel()
-	_ = l.p.withTable(ctx, "abort.lock-table", func(t *tx) error {
-		if !t.keyIs(l.slot, l.key) {
+	p := l.p
+	if p.isGone() {
+		// Of the registry as it is now the table may still be the same.
+		now, err := l.h.here()
+		if err != nil {
+			return
+		}
+		defer now.unref()
+		if now.stat.Ino != p.stat.Ino || now.table.Identity() != p.table.Identity() {
+			return
+		}
+		p = now
+	}
+	_ = p.withTable(ctx, "abort.lock-table", func(t *tx) error {
+		if !t.keyIs(l.slot, l.key) || l.word.State() == layout.Loading && t.Word(l.slot) != l.word {
 			return nil
 		}
 		for _, h := range []layout.Hint{layout.HintReserved, layout.HintLoaderPID, layout.HintLoadStart} {

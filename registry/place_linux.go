@@ -318,9 +318,18 @@ func (p *place) locked(step string, fn func(*tx) error, lock func(*lockfile.File
 		p.gone.Store(true)
 		return errGone
 	}
-	f, _, err := p.v1.OpenWritable(layout.TableFile)
+	f, st, err := p.v1.OpenWritable(layout.TableFile)
 	if err != nil {
+		if errors.Is(err, fs.ErrNotExist) { // deleted since we looked
+			p.gone.Store(true)
+			return errGone
+		}
 		return err
+	}
+	if st.Ino != p.stat.Ino || st.Size != p.stat.Size {
+		f.Close()
+		p.gone.Store(true)
+		return errGone
 	}
 	t.mem, err = mmap.MapRegion(f, int(p.stat.Size), mmap.RDWR, 0, 0)
 	f.Close()

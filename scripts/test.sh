@@ -67,7 +67,7 @@ race() {
 	CGO_ENABLED=1 go test -race -timeout $timeout ./lockfile ./shm ./registry
 }
 
-invariants() { go test -tags invariants -timeout $timeout ./registry; }
+invariants() { go test -tags invariants -timeout $timeout ./registry ./shm; }
 
 # private: where nothing can be shared, the same calls work with private memory.
 private() { go test -tags onecopy_private -timeout $timeout ./registry; }
