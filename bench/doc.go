@@ -1,8 +1,24 @@
-// Command bench measures what it costs N worker processes to have one model in memory.
+// Command bench measures what onecopy promises, next to what people use today.
 //
-//	go run ./bench                 # 48 MB and 1.5 GB; 1, 3 and 10 workers; Go and Python
-//	go run ./bench --quick         # 48 MB, one round
-//	go run ./bench --readme README.md --json bench.jsonl
+//	go run ./bench                        # everything: half an hour
+//	go run ./bench --quick                # small models, one round
+//	go run ./bench load micro             # only these parts
+//	go run ./bench workers --readme README.md --json bench.jsonl
+//	go run ./bench --performance docs/PERFORMANCE.md
+//
+// # The parts
+//
+//   - load: a file gets into shared memory, against cp and read+write; warm and cold.
+//   - micro: attach, look-up, waiting, removal, check.
+//   - pressure: the next full read after another process has taken the memory.
+//   - tokens: an unmodified llama.cpp with its weights in different places.
+//   - workers: what it costs N worker processes to have one model in memory.
+//
+// load, micro, pressure and tokens keep samples (sample.go): one set of figures per way and round, shown as
+// tables of medians, ranges and ratios within a round. targets.go has what the figures are held against.
+// What needs a process of its own runs as a task of this program (task.go). report/ draws the plots.
+//
+// The rest of this page is about workers.
 //
 // # The ways
 //
@@ -23,6 +39,9 @@
 //     less the VmPTE of an idle worker of the same language.
 //  4. It releases all workers at once for a second full read.
 //  5. It kills all workers with SIGKILL, waits for their deaths and starts all of them again.
+//
+// Further Python ways are those of peers.py, for libraries that the interpreter has: their memory is the PSS of
+// the whole worker less that of one that has only imported the library.
 //
 // The ways alternate within each round and rotate from round to round. Nothing is dropped from the page
 // cache unless --reread says so. Results are medians with their range; nothing is left out.

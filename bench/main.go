@@ -13,116 +13,35 @@ import (
 	"os/signal"
 	"path/filepath"
 	"slices"
-	"strconv"
-	"strings"
 
-	"github.com/dustin/go-humanize"
 	"golang.org/x/sys/unix"
 )
 
 //go:embed worker.py
 var workerScript []byte
 
+//go:embed peers.py
+var peersScript []byte
+
 func main() {
-	if len(os.Args) > 1 && os.Args[1] == workerCommand {
-		os.Exit(workerMain(os.Args[2:], os.Stdin, os.Stdout))
-	}
+	hidden()
 	// SIGPIPE is among them so that a reader that goes away does not keep the clean-up from running.
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, unix.SIGTERM, unix.SIGHUP, unix.SIGPIPE)
 	defer stop()
 	os.Exit(run(ctx, os.Args[1:], os.Stdout, os.Stderr))
 }
 
-// options are the flags.
-type options struct {
-	sizes    []int64
-	workers  []int
-	users    []int
-	langs    []string
-	ways     []string
-	rounds   int
-	python   string
-	work     string
-	shm      string
-	json     string
-	markdown string
-	readme   string
-	reread   bool
-	shown    []string // the flags that were given and change what is measured: not the paths, which are of one machine
-}
-
-func parse(args []string, stderr io.Writer) (options, error) {
-	var o options
-	flags := flag.NewFlagSet("bench", flag.ContinueOnError)
-	flags.SetOutput(stderr)
-	sizes := flags.String("sizes", "48MB,1.5GB", "sizes of the model")
-	workers := flags.String("workers", "1,3,10", "numbers of worker processes")
-	users := flags.String("users", "4,50", "numbers of users in one process, with the first size; empty: none")
-	langs := flags.String("lang", "go,python", "languages of the workers")
-	ways := flags.String("ways", "private,mmap,onecopy,onecopy-empty", "ways to get the weights")
-	quick := flags.Bool("quick", false, "48 MB and one round only")
-	flags.IntVar(&o.rounds, "rounds", 0, "rounds; 0: 5 for models below 256 MB, else 3")
-	flags.StringVar(&o.python, "python", "python3", "Python interpreter, 3.9 or later")
-	flags.StringVar(&o.work, "work", "", "folder on the local disk for the model files (default: the folder for temporary files, or /var/tmp if that is in memory)")
-	flags.StringVar(&o.shm, "shm", "/dev/shm", "tmpfs for the registries of the benchmark; no other registry is touched")
-	flags.StringVar(&o.json, "json", "", "write machine facts, every trial and every median to this file, as JSON lines")
-	flags.StringVar(&o.markdown, "markdown", "", "write the results to this file, as Markdown")
-	flags.StringVar(&o.readme, "readme", "", "replace the text between the bench marks of this file")
-	flags.BoolVar(&o.reread, "reread", false, "drop each generated file from the page cache once and fill the cache by reading")
-	if err := flags.Parse(args); err != nil {
-		return o, err
+// hidden runs what this program starts itself as, and then does not return.
+func hidden() {
+	if len(os.Args) < 2 {
+		return
 	}
-	if flags.NArg() > 0 {
-		return o, fmt.Errorf("unexpected argument %q", flags.Arg(0))
+	switch os.Args[1] {
+	case workerCommand:
+		os.Exit(workerMain(os.Args[2:], os.Stdin, os.Stdout))
+	case taskCommand:
+		os.Exit(taskMain(os.Args[2:], os.Stdin, os.Stdout, os.Stderr))
 	}
-	paths := []string{"python", "work", "shm", "json", "markdown", "readme"}
-	flags.Visit(func(f *flag.Flag) {
-		if !slices.Contains(paths, f.Name) {
-			o.shown = append(o.shown, fmt.Sprintf("--%s=%s", f.Name, f.Value))
-		}
-	})
-	if *quick {
-		*sizes, o.rounds = "48MB", 1
-	}
-	for _, text := range list(*sizes) {
-		size, err := humanize.ParseBytes(text)
-		if err != nil || size < chunkBytes || size > 1<<50 {
-			return o, fmt.Errorf("not the size of a model: %q (48MB, 1.5GB; at least %d bytes)", text, chunkBytes)
-		}
-		o.sizes = append(o.sizes, int64(size))
-	}
-	var err1, err2 error
-	o.workers, err1 = counts(*workers)
-	o.users, err2 = counts(*users)
-	o.langs, o.ways = list(*langs), list(*ways)
-	return o, errors.Join(err1, err2,
-		known("language", o.langs, langGo, langPython),
-		known("way", o.ways, wayPrivate, wayMmap, wayOnecopy, wayEmpty))
-}
-
-func list(text string) []string {
-	return strings.FieldsFunc(text, func(r rune) bool { return r == ',' || r == ' ' })
-}
-
-func counts(text string) ([]int, error) {
-	var all []int
-	for _, word := range list(text) {
-		n, err := strconv.Atoi(word)
-		if err != nil || n < 1 {
-			return nil, fmt.Errorf("not a number of workers or users: %q", word)
-		}
-		all = append(all, n)
-	}
-	return all, nil
-}
-
-func known(what string, words []string, allowed ...string) error {
-	for _, word := range words {
-		if !slices.Contains(allowed, word) {
-			return fmt.Errorf("unknown %s %q (one of %s)", what, word, strings.Join(allowed, ", "))
-		}
-	}
-	return nil
 }
 
 // run is the whole program except for the hidden worker command. It returns the exit code.
@@ -149,10 +68,15 @@ func run(ctx context.Context, args []string, stdout, stderr io.Writer) int {
 
 func measureAll(ctx context.Context, o options, stdout, stderr io.Writer) (err error) {
 	// Fail before an hour of work, not after it.
-	if o.readme != "" {
-		if err := replaceMarked(o.readme, ""); err != nil {
+	if err := o.pages(); err != nil {
+		return err
+	}
+	if len(o.from) > 0 {
+		res := &results{}
+		if err := res.merge(o.from); err != nil {
 			return err
 		}
+		return errors.Join(res.print(stdout), res.write(o))
 	}
 	self, err := os.Executable()
 	if err != nil {
@@ -172,26 +96,38 @@ func measureAll(ctx context.Context, o options, stdout, stderr io.Writer) (err e
 	b.work, b.shm = work.path, shm.path
 
 	version := ""
-	if slices.Contains(o.langs, langPython) {
+	if slices.Contains(o.langs, langPython) || slices.Contains(o.parts, "tokens") {
 		b.python, version, err = findPython(ctx, o.python)
 		if err != nil {
 			fmt.Fprintf(stderr, "bench: no Python workers: %v\n", err)
 			o.langs = slices.DeleteFunc(o.langs, func(lang string) bool { return lang == langPython })
 		}
 		b.script = filepath.Join(b.work, "worker.py")
-		if err := os.WriteFile(b.script, workerScript, 0o600); err != nil {
+		err := errors.Join(os.WriteFile(b.script, workerScript, 0o600), os.WriteFile(filepath.Join(b.work, "peers.py"), peersScript, 0o600))
+		if err != nil {
 			return err
 		}
 	}
 
-	res := &results{Machine: facts(version, b.shm, b.work, o.shown)}
-	if err := b.all(ctx, o, res, stderr); err != nil {
-		return err
+	res := &results{Machine: facts(version, b.shm, b.work, append(slices.Clone(o.named), o.shown...))}
+	s := &session{bench: b, o: o, res: res, progress: stderr}
+	for _, p := range parts {
+		if !slices.Contains(o.parts, p.name) || ctx.Err() != nil {
+			continue
+		}
+		if e := p.run(s, ctx); e != nil {
+			// What the other parts find out after half an hour is not thrown away.
+			err = errors.Join(err, fmt.Errorf("%s: %w", p.name, e))
+			s.note("%s failed: %v", p.name, e)
+		}
+		// Who reads the figures should know what else ran.
+		s.note("load average at the end of %s: %s", p.name, firstLine("/proc/loadavg"))
 	}
-	if err := res.table(stdout); err != nil {
-		return err
+	if ctx.Err() != nil {
+		// The pages keep what they have; what was measured so far is in the JSON lines.
+		return errors.Join(err, res.write(options{json: o.json}))
 	}
-	return res.write(o)
+	return errors.Join(err, res.print(stdout), res.write(o))
 }
 
 // workFolder is where the model files go. A file in memory would not be the rival that is meant.

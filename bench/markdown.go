@@ -3,38 +3,64 @@
 package main
 
 import (
+	"errors"
 	"fmt"
 	"os"
+	"slices"
 	"strings"
 )
 
+// mark names a generated part of a page: <!-- NAME:begin --> ... <!-- NAME:end -->.
+type mark string
+
 const (
-	markBegin = "<!-- bench:begin -->"
-	markEnd   = "<!-- bench:end -->"
+	markBench   mark = "bench"
+	markTargets mark = "targets"
+	markFigures mark = "figures"
 )
 
-// replaceMarked replaces the text between the marks of a file; with no text it only looks for the marks.
-func replaceMarked(path, text string) error {
+func (m mark) begin() string { return "<!-- " + string(m) + ":begin -->" }
+func (m mark) end() string   { return "<!-- " + string(m) + ":end -->" }
+
+// replace replaces the text between the marks of a file; with no text it only looks for the marks.
+func (m mark) replace(path, text string) error {
 	old, err := os.ReadFile(path)
 	if err != nil {
 		return err
 	}
-	before, rest, ok1 := strings.Cut(string(old), markBegin)
-	_, after, ok2 := strings.Cut(rest, markEnd)
+	before, rest, ok1 := strings.Cut(string(old), m.begin())
+	_, after, ok2 := strings.Cut(rest, m.end())
 	if !ok1 || !ok2 {
-		return fmt.Errorf("%s has no %s ... %s", path, markBegin, markEnd)
+		return fmt.Errorf("%s has no %s ... %s", path, m.begin(), m.end())
 	}
 	if text == "" {
 		return nil
 	}
-	return os.WriteFile(path, []byte(before+markBegin+"\n"+text+markEnd+after), 0o644)
+	return os.WriteFile(path, []byte(before+m.begin()+"\n"+text+m.end()+after), 0o644)
 }
 
-// markdown is the results for the README.
+// pages fails when a page that is to be written has no marks: before an hour of work, not after it.
+func (o options) pages() error {
+	var errs []error
+	if o.readme != "" {
+		errs = append(errs, markBench.replace(o.readme, ""))
+	}
+	if o.performance != "" {
+		errs = append(errs, markTargets.replace(o.performance, ""), markFigures.replace(o.performance, ""))
+	}
+	return errors.Join(errs...)
+}
+
+// origin says when, how and on what machine the figures were taken.
+func (r *results) origin() string {
+	command := strings.Join(append([]string{"go run ./bench"}, r.Machine.Args...), " ")
+	return fmt.Sprintf("Measured on %s with\n\n```console\n$ %s\n```\n\n```text\n%s\n```\n", r.Machine.Started.Format("2006-01-02"), command, r.Machine)
+}
+
+// markdown is the results of workers, for the README.
 func (r *results) markdown() string {
 	var out strings.Builder
-	fmt.Fprintf(&out, "Measured on %s with\n\n```console\n$ %s\n```\n\n", r.Machine.Started.Format("2006-01-02"), strings.Join(append([]string{"go run ./bench"}, r.Machine.Args...), " "))
-	fmt.Fprintf(&out, "```text\n%s\n```\n\n**Memory saved**\n\n", r.Machine)
+	fmt.Fprintf(&out, "%s\n**Memory saved**\n\n", r.origin())
 	for _, line := range r.headline() {
 		fmt.Fprintf(&out, "- %s\n", line)
 	}
@@ -51,6 +77,10 @@ func (r *results) markdown() string {
 	fmt.Fprintf(&out, "the model's pages, page tables are VmPTE less that of idle workers, both for all workers together. Times are ms from the start of\n")
 	fmt.Fprintf(&out, "the first process to the last worker's own first statement (started), first byte (usable) and last byte (read), and from `kill -9`\n")
 	fmt.Fprintf(&out, "of all workers to the last new worker's first byte (again); scans are those of the slowest worker.\n")
+	if slices.ContainsFunc(r.Trials, func(t trial) bool { return slices.Contains(allPeers, t.Way) }) {
+		fmt.Fprintf(&out, "The other ways are libraries for Python, used as their documentation shows; their memory is the PSS of whole workers less that of\n")
+		fmt.Fprintf(&out, "workers that have only imported the library, so it contains what the library itself needs, and no share of a server's memory.\n")
+	}
 	for _, size := range r.loadedSizes() {
 		fmt.Fprintf(&out, "\n%s.\n", r.loadText(size))
 	}

@@ -11,6 +11,7 @@ import (
 	"path/filepath"
 	"strconv"
 	"strings"
+	"time"
 
 	"golang.org/x/sys/unix"
 )
@@ -42,6 +43,7 @@ type pages struct {
 	model     int64 // PSS of the model's pages
 	registry  int64 // PSS of the registry's own pages (table and manifest)
 	anonymous int64 // PSS of all mappings of no file
+	total     int64 // PSS of everything
 	huge      int64 // of the model's resident pages, those mapped by 2 MiB entries
 	tables    int64 // page tables, VmPTE
 }
@@ -50,6 +52,7 @@ func (p *pages) add(q pages) {
 	p.model += q.model
 	p.registry += q.registry
 	p.anonymous += q.anonymous
+	p.total += q.total
 	p.huge += q.huge
 	p.tables += q.tables
 }
@@ -123,6 +126,9 @@ func parseSmaps(text []byte, at where) (pages, error) {
 			return sum, fmt.Errorf("unexpected line %q", lines.Text())
 		}
 		size := kb << 10
+		if name == "Pss" {
+			sum.total += size
+		}
 		switch {
 		case name == "Pss" && kind == anonymous:
 			sum.anonymous += size
@@ -221,9 +227,32 @@ func number(path string) (int64, error) {
 
 // prewarm touches and frees memory. Without it a trial may measure a hypervisor that gives memory back.
 func prewarm(size int64) error {
+	release, err := hold(size)
+	if err != nil {
+		return err
+	}
+	return release()
+}
+
+// settle is longer than a guest waits before it reports free memory to its hypervisor (2 s in Linux).
+const settle = 2200 * time.Millisecond
+
+// prewarmSettled is prewarm for loads that take long enough to be hit by such a report: the memory is held until
+// the reports of what was freed before are over, so that the next one comes after the trial.
+func prewarmSettled(size int64) error {
+	release, err := hold(size)
+	if err != nil {
+		return err
+	}
+	time.Sleep(settle)
+	return release()
+}
+
+// hold touches memory and keeps it.
+func hold(size int64) (release func() error, err error) {
 	mem, err := unix.Mmap(-1, 0, int(size), unix.PROT_READ|unix.PROT_WRITE, unix.MAP_PRIVATE|unix.MAP_ANONYMOUS)
 	if err != nil {
-		return os.NewSyscallError("mmap", err)
+		return nil, os.NewSyscallError("mmap", err)
 	}
 	// Both are wishes: huge pages make it fast, and a kernel before 5.14 cannot populate.
 	_ = unix.Madvise(mem, unix.MADV_HUGEPAGE)
@@ -232,7 +261,7 @@ func prewarm(size int64) error {
 			mem[at] = 1
 		}
 	}
-	return os.NewSyscallError("munmap", unix.Munmap(mem))
+	return func() error { return os.NewSyscallError("munmap", unix.Munmap(mem)) }, nil
 }
 
 // usage returns the bytes that the regular files below dir occupy.

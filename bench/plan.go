@@ -11,6 +11,14 @@ import (
 	"slices"
 )
 
+// runWorkers is the part workers.
+func (s *session) runWorkers(ctx context.Context) error {
+	if err := s.findPeers(ctx); err != nil {
+		return err
+	}
+	return s.all(ctx, s.o, s.res, s.progress)
+}
+
 // all runs everything that the options ask for.
 func (b *bench) all(ctx context.Context, o options, res *results, progress io.Writer) error {
 	for i, size := range o.sizes {
@@ -22,18 +30,22 @@ func (b *bench) all(ctx context.Context, o options, res *results, progress io.Wr
 		if err != nil {
 			return err
 		}
+		stop, err := b.startPeers(ctx, o.peers, m, res, progress)
+		if err != nil {
+			return errors.Join(err, stop())
+		}
 		for round := range rounds(o, size) {
 			fmt.Fprintf(progress, "bench: %s, round %d of %d\n", mega(size), round+1, rounds(o, size))
-			if err := b.round(ctx, o, res, m, round, progress); err != nil {
-				return err
+			if err := b.round(ctx, o, res, m, round); err != nil {
+				return errors.Join(err, stop())
 			}
 			if i == 0 {
 				if err := b.users(ctx, o, res, m, round); err != nil {
-					return err
+					return errors.Join(err, stop())
 				}
 			}
 		}
-		if err := os.Remove(m.path); err != nil {
+		if err := errors.Join(stop(), os.Remove(m.path)); err != nil {
 			return err
 		}
 	}
@@ -64,7 +76,7 @@ func (b *bench) space(size int64) error {
 
 // round runs every cell of a size once. The model stays in the registry for the whole round, so that every way
 // finds the same machine.
-func (b *bench) round(ctx context.Context, o options, res *results, m modelFile, round int, progress io.Writer) (err error) {
+func (b *bench) round(ctx context.Context, o options, res *results, m modelFile, round int) (err error) {
 	reg, rec, err := b.load(ctx, m, round)
 	if err != nil {
 		return err
@@ -73,8 +85,12 @@ func (b *bench) round(ctx context.Context, o options, res *results, m modelFile,
 	res.Loads = append(res.Loads, rec)
 	for _, lang := range o.langs {
 		for _, n := range o.workers {
-			for i := range o.ways {
-				c := cell{Size: m.size, Lang: lang, Way: o.ways[(i+round)%len(o.ways)], Workers: n, Users: 1}
+			ways := o.ways
+			if lang == langPython {
+				ways = append(slices.Clone(ways), b.peersOf(o.peers)...)
+			}
+			for _, way := range rotated(ways, round) {
+				c := cell{Size: m.size, Lang: lang, Way: way, Workers: n, Users: 1}
 				if c.Way == wayEmpty && lang != langGo {
 					continue // a Python worker cannot load without help
 				}
@@ -96,8 +112,8 @@ func (b *bench) users(ctx context.Context, o options, res *results, m modelFile,
 		}
 	}
 	for _, users := range o.users {
-		for i := range ways {
-			c := cell{Size: m.size, Lang: langGo, Way: ways[(i+round)%len(ways)], Workers: 1, Users: users}
+		for _, way := range rotated(ways, round) {
+			c := cell{Size: m.size, Lang: langGo, Way: way, Workers: 1, Users: users}
 			if err := b.one(ctx, res, c, m, nil, round); err != nil {
 				return err
 			}
@@ -113,6 +129,10 @@ func (b *bench) one(ctx context.Context, res *results, c cell, m modelFile, reg 
 		return nil
 	}
 	t, err := b.run(ctx, c, m, reg, round)
+	if err != nil && b.peers[c.Way] != nil && ctx.Err() == nil {
+		res.skip(c, lastLine(err)) // somebody else's library is no reason to lose everything
+		return nil
+	}
 	if err != nil {
 		return fmt.Errorf("%s, %d %s workers, %s: %w", mega(c.Size), c.Workers, c.Lang, c.Way, err)
 	}

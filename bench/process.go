@@ -48,24 +48,30 @@ func startProcess(ctx context.Context, c command) (*process, error) {
 	return p, p.cmd.Start()
 }
 
-// report waits for the worker's next line.
-func (p *process) report() (report, error) {
-	var rep report
+// next waits for the worker's next line.
+func (p *process) next(answer any) error {
 	if !p.lines.Scan() {
 		err := p.lines.Err()
 		if err == nil {
 			err = errors.New("it ended without an answer")
 		}
 		p.wait()
-		return rep, p.failed(err)
+		return p.failed(err)
 	}
-	if err := json.Unmarshal(p.lines.Bytes(), &rep); err != nil {
-		return rep, p.failed(err)
+	if err := json.Unmarshal(p.lines.Bytes(), answer); err != nil {
+		return p.failed(err)
 	}
-	if rep.Error != "" {
-		return rep, p.failed(errors.New(rep.Error))
+	return nil
+}
+
+// report waits for the report of a worker.
+func (p *process) report() (report, error) {
+	var rep report
+	err := p.next(&rep)
+	if err == nil && rep.Error != "" {
+		err = p.failed(errors.New(rep.Error))
 	}
-	return rep, nil
+	return rep, err
 }
 
 func (p *process) failed(err error) error {

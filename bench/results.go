@@ -19,6 +19,8 @@ type results struct {
 	Loads   []load
 	Trials  []trial
 	Skips   []skipped
+	Samples []sample
+	Notes   []string
 }
 
 // skip notes a cell once, whatever the number of rounds.
@@ -73,7 +75,10 @@ func (r *results) groups() []group {
 	return slices.Compact(all)
 }
 
-var allWays = []string{wayPrivate, wayMmap, wayOnecopy, wayEmpty}
+var (
+	ownWays = []string{wayPrivate, wayMmap, wayOnecopy, wayEmpty}
+	allWays = append(slices.Clone(ownWays), allPeers...)
+)
 
 // label is a way's name in the tables.
 func (g group) label(way string) string {
@@ -216,7 +221,7 @@ func (r *results) notBetter() []string {
 		if len(ours) == 0 {
 			continue
 		}
-		for _, way := range []string{wayPrivate, wayMmap} {
+		for _, way := range append([]string{wayPrivate, wayMmap}, allPeers...) {
 			theirs := r.rounds(g, way)
 			var found []string
 			for _, m := range compared {
@@ -246,15 +251,18 @@ func (r *results) write(o options) error {
 		errs = append(errs, err, os.WriteFile(o.json, text, 0o644))
 	}
 	if o.markdown != "" {
-		errs = append(errs, os.WriteFile(o.markdown, []byte(r.markdown()), 0o644))
+		errs = append(errs, os.WriteFile(o.markdown, []byte(r.all()), 0o644))
 	}
-	if o.readme != "" {
-		errs = append(errs, replaceMarked(o.readme, r.markdown()))
+	if o.readme != "" && r.hasWorkers() {
+		errs = append(errs, markBench.replace(o.readme, r.markdown()))
+	}
+	if o.performance != "" {
+		errs = append(errs, markTargets.replace(o.performance, r.targetGrid(true).markdown()+"\n"), markFigures.replace(o.performance, r.figures()))
 	}
 	return errors.Join(errs...)
 }
 
-// jsonLines is one line for the machine, one per load, trial and skipped cell, and one summary per cell. Each
+// jsonLines is one line for the machine, one per load, trial, skipped cell, sample, target and note, and one summary per cell. Each
 // line has a field "kind".
 func (r *results) jsonLines() ([]byte, error) {
 	var out bytes.Buffer
@@ -281,6 +289,26 @@ func (r *results) jsonLines() ([]byte, error) {
 			Kind string `json:"kind"`
 			skipped
 		}{"skipped", s}))
+	}
+	for _, one := range r.Samples {
+		errs = append(errs, lines.Encode(struct {
+			Kind string `json:"kind"`
+			sample
+		}{"sample", one}))
+	}
+	for _, v := range r.verdicts() {
+		if v.Rounds > 0 {
+			errs = append(errs, lines.Encode(struct {
+				Kind string `json:"kind"`
+				verdict
+			}{"target", v}))
+		}
+	}
+	for _, text := range r.Notes {
+		errs = append(errs, lines.Encode(struct {
+			Kind string `json:"kind"`
+			Text string `json:"text"`
+		}{"note", text}))
 	}
 	for _, g := range r.groups() {
 		for _, way := range allWays {

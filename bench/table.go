@@ -107,7 +107,7 @@ func (c column) cell(rounds []trial, part func(spread, func(float64) string) str
 	return part(s, c.text)
 }
 
-const wayWidth = 14
+const wayWidth = 17
 
 func pad(way string) string { return fmt.Sprintf("%-*s", wayWidth, way) }
 

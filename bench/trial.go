@@ -33,7 +33,7 @@ func (c cell) copies() int64 { return int64(c.Workers) * int64(c.Users) }
 // need is the memory that a trial of the cell takes beyond what is in use before it.
 func (c cell) need() int64 {
 	switch c.Way {
-	case wayPrivate:
+	case wayPrivate, "safetensors-load", "safetensors-open":
 		return c.copies() * c.Size
 	case wayEmpty:
 		return c.Size
@@ -74,6 +74,8 @@ type trial struct {
 	AccessNS float64 `json:"access_ns,omitempty"`
 	UseNS    float64 `json:"use_ns,omitempty"`
 	FirstNS  float64 `json:"first_ns,omitempty"`
+
+	peers bool // the way is one of peers.py
 }
 
 // bench holds what all trials share.
@@ -83,6 +85,7 @@ type bench struct {
 	script string // worker.py
 	work   string // folder on the local disk
 	shm    string // folder on the tmpfs
+	peers  map[string]*peer
 }
 
 // loaded is a model in a registry of its own.
@@ -135,7 +138,7 @@ func (l *loaded) remove() error {
 
 // run runs one trial. reg is the registry that has the model already, used by the way onecopy only.
 func (b *bench) run(ctx context.Context, c cell, m modelFile, reg *loaded, round int) (t trial, err error) {
-	t = trial{cell: c, Round: round}
+	t = trial{cell: c, Round: round, peers: b.peers[c.Way] != nil}
 	at := where{}
 	dir := ""
 	switch c.Way {
@@ -157,12 +160,12 @@ func (b *bench) run(ctx context.Context, c cell, m modelFile, reg *loaded, round
 		defer func() { err = errors.Join(err, os.RemoveAll(dir)) }()
 		at.registry = dir
 	}
-	idle, err := b.idle(ctx, c.Lang)
+	idle, err := b.idle(ctx, c)
 	if err != nil {
 		return t, err
 	}
 	t.IdleTables = idle.tables
-	if err := errors.Join(prewarm(max(c.need(), 64<<20)), m.warm()); err != nil {
+	if err := errors.Join(prewarm(max(c.need(), 64<<20)), m.warm(), b.peers[c.Way].warm()); err != nil {
 		return t, err
 	}
 
@@ -226,6 +229,9 @@ func (b *bench) worker(c cell, m modelFile, dir string, reg *loaded) (command, e
 	if c.Lang == langGo {
 		return command{argv: []string{b.self, workerCommand, c.Way, m.path, dir, strconv.Itoa(c.Users)}}, nil
 	}
+	if p := b.peers[c.Way]; p != nil {
+		return command{argv: []string{b.python, b.script, "peer:" + c.Way, p.Place}}, nil
+	}
 	if c.Way != wayOnecopy {
 		return command{argv: []string{b.python, b.script, c.Way, m.path}}, nil
 	}
@@ -241,9 +247,12 @@ func (b *bench) worker(c cell, m modelFile, dir string, reg *loaded) (command, e
 	return command{argv: []string{b.python, b.script, c.Way, reg.path}, extra: []*os.File{lease}}, nil
 }
 
-// idle measures a worker that has no model.
-func (b *bench) idle(ctx context.Context, lang string) (pages, error) {
-	c := cell{Lang: lang, Way: wayIdle, Workers: 1}
+// idle measures a worker that has no model, but the libraries of the cell's way.
+func (b *bench) idle(ctx context.Context, of cell) (pages, error) {
+	c := cell{Lang: of.Lang, Way: wayIdle, Workers: 1}
+	if b.peers[of.Way] != nil {
+		c.Way += ":" + of.Way
+	}
 	workers, err := startFleet(ctx, 1, func() (command, error) { return b.worker(c, modelFile{}, "", nil) })
 	if err != nil {
 		return pages{}, err
@@ -299,6 +308,10 @@ func (t *trial) memory(workers fleet, at where, idle pages, dir string, m modelF
 	if t.Way == wayPrivate {
 		// Private copies are in anonymous memory: all of it, less what a worker without a model has.
 		t.Memory = sum.anonymous - n*idle.anonymous
+	}
+	if t.peers {
+		// Whatever kind of memory it is, with all that the library needs for it.
+		t.Memory = max(sum.total-n*idle.total, 0)
 	}
 	t.Tables = max(sum.tables-n*idle.tables, 0)
 	t.PageCache = m.cached()

@@ -2,6 +2,8 @@
 
     worker.py WAY SOURCE
 
+Only the ways "peer:NAME" need more; they are those of peers.py.
+
 It speaks the protocol of worker.go: a line of JSON when the model was read once, one more for each "read"
 on its standard input, and it ends at the end of its input.
 """
@@ -23,13 +25,22 @@ def monotonic():
 
 
 def attach(way, source):
+    way, _, peer = way.partition(":")
     if way == "idle":
-        return b""
+        if peer:
+            import peers
+
+            peers.load_modules(peer)
+        return b"", None
+    if way == "peer":
+        import peers
+
+        return peers.attach(peer, source)
     with open(source, "rb") as f:
         if way == "private":
-            return f.read()
+            return f.read(), None
         # mmap maps the disk file; onecopy maps a path in the registry: for Python both are a file.
-        return mmap.mmap(f.fileno(), 0, access=mmap.ACCESS_READ)
+        return mmap.mmap(f.fileno(), 0, access=mmap.ACCESS_READ), None
 
 
 def scan(view, buf):
@@ -51,7 +62,8 @@ def answer(**fields):
 def main():
     way, source = sys.argv[1:3]
     buf = bytearray(CHUNK)
-    view = memoryview(attach(way, source))
+    data, keep = attach(way, source)  # what is kept must not be collected
+    view = memoryview(data)
     first = view[0] if len(view) else 0  # the first byte is read here
     usable = monotonic()
     check = scan(view, buf)
