@@ -14,6 +14,7 @@ import (
 	"time"
 
 	"github.com/edsrzf/mmap-go"
+	"golang.org/x/sys/unix"
 
 	"github.com/onecopy/onecopy/internal/crashpoint"
 	"github.com/onecopy/onecopy/internal/digest"
@@ -578,7 +579,8 @@ func (l *loader) copyAll(ctx context.Context) (sums [][]byte, err error) {
 
 func (l *loader) copyFile(ctx context.Context, i int) ([]byte, error) {
 	want := l.plan.files[i]
-	src, err := os.Open(l.plan.paths[i])
+	// Not blocking, should a FIFO have taken the file's place since the survey.
+	src, err := os.OpenFile(l.plan.paths[i], os.O_RDONLY|unix.O_NONBLOCK, 0)
 	if err != nil {
 		return nil, l.sourceErr(err)
 	}

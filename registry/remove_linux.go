@@ -591,22 +591,30 @@ func (p *place) untidy() bool {
 	}
 	entries, late := 0, false
 	err = guarded(func() error {
-		entries, late = p.table.Named(), p.late()
+		entries = p.table.Named()
+		late = p.late(entries)
 		return nil
 	})
 	return err == nil && (late || len(names) != 3*entries)
 }
 
-// late reports whether a model may have outlived its TTL, by hints only.
-func (p *place) late() bool {
+// late reports whether one of the table's named slots may have outlived its TTL,
+// by hints only. Slots are given out from the first one, so it stops early.
+func (p *place) late(named int) bool {
 	if p.otherBoot {
 		return false
 	}
 	t, n := p.table, now()
-	for slot := range t.Slots() {
-		used := max(p.stamp(t, slot, layout.HintLastAttach), p.stamp(t, slot, layout.HintLastRelease))
-		if ttl := ttl(t, slot); ttl != 0 && n-min(used, n) >= ttl && t.Word(slot).State() == layout.Ready {
-			return true
+	for slot := 0; slot < t.Slots() && named > 0; slot++ {
+		if t.Word(slot).State() != layout.Ready {
+			continue
+		}
+		named--
+		if ttl := ttl(t, slot); ttl != 0 {
+			used := max(t.Hint(slot, layout.HintLastAttach), t.Hint(slot, layout.HintLastRelease))
+			if n-min(used, n) >= ttl {
+				return true
+			}
 		}
 	}
 	return false
