@@ -402,12 +402,7 @@ func (l *loader) claimLocked(t *tx) (gone []removal, err error) {
 	crashpoint.Hit("load.generation")
 	l.slot, l.old, l.word = slot, w, w
 	if w.State() == layout.Free {
-		if !t.keyIs(slot, l.key) {
-			if old, ok := t.Key(slot); ok {
-				t.IndexDelete(slot, old)
-			}
-			t.SetKey(slot, l.key)
-		}
+		t.rename(slot, l.key)
 		crashpoint.Hit("load.key")
 		if !t.IndexInsert(slot, l.key) {
 			return gone, fmt.Errorf("%w: the index has no free entry", ErrCorrupt)
@@ -753,12 +748,7 @@ func (l *loader) publish(ctx context.Context) error {
 					return errAgain
 				}
 				if w.State() == layout.Free {
-					if !t.keyIs(slot, l.key) {
-						if old, ok := t.Key(slot); ok {
-							t.IndexDelete(slot, old)
-						}
-						t.SetKey(slot, l.key)
-					}
+					t.rename(slot, l.key)
 					t.IndexInsert(slot, l.key)
 					t.newLife(slot)
 				}

@@ -59,6 +59,18 @@ func (t *tx) keyIs(slot int, key string) bool {
 	return ok && k == key
 }
 
+// rename gives a FREE slot to key, unless it names it already: deaths and
+// back-off of a key outlive its generations.
+func (t *tx) rename(slot int, key string) {
+	if t.keyIs(slot, key) {
+		return
+	}
+	if old, ok := t.Key(slot); ok {
+		t.IndexDelete(slot, old)
+	}
+	t.SetKey(slot, key)
+}
+
 // lookup is Lookup that does not believe in a miss: a torn index hides a key, and
 // is mended here. It also finds the FREE slot that named key last.
 func (t *tx) lookup(key string) (f layout.Found, ok bool) {
