@@ -4,6 +4,8 @@ import (
 	"io"
 	"io/fs"
 	"syscall"
+
+	"golang.org/x/sys/unix"
 )
 
 // file is a descriptor of a file in /proc. os.File would try to register each
@@ -16,6 +18,13 @@ type file struct {
 func open(path string) (*file, error) {
 	return opened(path, func() (int, error) {
 		return syscall.Open(path, syscall.O_RDONLY|syscall.O_CLOEXEC, 0)
+	})
+}
+
+// openDirectory opens a process's directory, for openAt only.
+func openDirectory(path string) (*file, error) {
+	return opened(path, func() (int, error) {
+		return syscall.Open(path, unix.O_PATH|syscall.O_DIRECTORY|syscall.O_CLOEXEC, 0)
 	})
 }
 

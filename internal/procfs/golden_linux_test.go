@@ -61,12 +61,18 @@ func TestLocksGolden(t *testing.T) {
 	golden(t, "locks", locks)
 }
 
-func TestFindMappingsGolden(t *testing.T) {
-	found, unreadable, err := sample.findMappings(set(weights, manifest, memfd, FileID{}))
-	if err != nil || unreadable != 0 {
-		t.Fatalf("%d unreadable, %v", unreadable, err)
+// Whether smaps is read at once or after maps makes no difference.
+func TestSurveyGolden(t *testing.T) {
+	for _, likely := range []map[int]struct{}{nil, {714: {}, 715: {}, 1: {}}} {
+		uses, hidden, err := new(Surveyor).run(sample, Query{Want: set(weights, manifest, memfd, FileID{}), Weigh: set(weights, manifest, memfd), Likely: likely})
+		if err != nil || len(hidden) != 0 {
+			t.Fatalf("%v hidden, %v", hidden, err)
+		}
+		for i := range uses {
+			uses[i].Start = uses[i].Start.In(time.UTC)
+		}
+		golden(t, "survey", uses)
 	}
-	golden(t, "mappings", found)
 }
 
 func TestResidentGolden(t *testing.T) {

@@ -16,6 +16,7 @@ type Region struct {
 	PSS        int64 // every page divided by the number of its mappings
 	Anonymous  int64 // the part of RSS that no file backs
 	Swap       int64
+	Huge       int64 // the part of RSS in shared memory that is mapped with huge pages
 }
 
 // Page is what the kernel says about one page of a process.
@@ -55,6 +56,8 @@ func (r *regions) line(line []byte) {
 		to = &r.cur.Anonymous
 	case "Swap":
 		to = &r.cur.Swap
+	case "ShmemPmdMapped":
+		to = &r.cur.Huge
 	default:
 		return
 	}

@@ -20,6 +20,7 @@ Rss:                1024 kB
 Pss:                 512 kB
 Anonymous:          1024 kB
 Swap:                  4 kB
+ShmemPmdMapped:        8 kB
 VmFlags: rd wr
 7f0e5d000000-7f0e5d001000 r--s 00002000 00:19 5                          /dev/shm/with blank (deleted)
 Rss:                   4 kB
@@ -34,7 +35,7 @@ Rss:                   0 kB
 	}
 	r.end()
 	want := []Region{
-		{Start: 0x7f0e5c000000, End: 0x7f0e5c200000, Perms: "rw-p", RSS: 1 << 20, PSS: 512 << 10, Anonymous: 1 << 20, Swap: 4096},
+		{Start: 0x7f0e5c000000, End: 0x7f0e5c200000, Perms: "rw-p", RSS: 1 << 20, PSS: 512 << 10, Anonymous: 1 << 20, Swap: 4096, Huge: 8192},
 		{
 			Start: 0x7f0e5d000000, End: 0x7f0e5d001000, Offset: 0x2000, Perms: "r--s",
 			File: FileID{makeDev(0, 0x19), 5}, Path: "/dev/shm/with blank (deleted)", RSS: 4096,

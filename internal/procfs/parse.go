@@ -181,19 +181,17 @@ type residencies struct {
 }
 
 func (r *residencies) line(line []byte) {
+	if r.cur == nil && len(line) > 0 && 'A' <= line[0] && line[0] <= 'Z' {
+		return // a field of an entry nobody asked for: most of the file
+	}
 	name, rest := cutField(line)
 	field, isField := bytes.CutSuffix(name, []byte(":"))
 	if !isField {
 		// The head of the next entry. Should it not parse, its fields must
 		// not be counted for the entry before it.
 		r.cur = nil
-		v, ok := parseVMA(line)
-		if _, wanted := r.want[v.file]; !ok || !wanted {
-			return
-		}
-		if r.cur = r.sum[v.file]; r.cur == nil {
-			r.cur = new(Residency)
-			r.sum[v.file] = r.cur
+		if v, ok := parseVMA(line); ok {
+			r.enter(v.file)
 		}
 		return
 	}
@@ -227,6 +225,18 @@ func (r *residencies) line(line []byte) {
 	}
 	if n, ok := parseSize(rest); ok && *to <= math.MaxInt64-n {
 		*to += n
+	}
+}
+
+// enter begins an entry.
+func (r *residencies) enter(id FileID) {
+	r.cur = nil
+	if _, wanted := r.want[id]; !wanted {
+		return
+	}
+	if r.cur = r.sum[id]; r.cur == nil {
+		r.cur = new(Residency)
+		r.sum[id] = r.cur
 	}
 }
 
@@ -332,6 +342,17 @@ func parseStat(data []byte) (s procStat, ok bool) {
 	return s, okFlags && okStart && s.start <= maxTicks
 }
 
+// parseStatm takes /proc/PID/statm: the pages that are mapped, those in memory,
+// and those of them that are of files or shared memory.
+func parseStatm(data []byte) (size, shared uint64, ok bool) {
+	first, rest := cutField(data)
+	_, rest = cutField(rest)
+	third, _ := cutField(rest)
+	size, ok1 := parseUint(first, 10)
+	shared, ok2 := parseUint(third, 10)
+	return size, shared, ok1 && ok2
+}
+
 // withoutMemory reports a process that has neither mappings nor descriptors: a
 // thread of the kernel, or one that is dead and not yet waited for.
 func (s procStat) withoutMemory() bool {
@@ -347,16 +368,6 @@ func parseBootTime(line []byte) (seconds int64, ok bool) {
 	value, _ := cutField(rest)
 	n, ok := parseUint(value, 10)
 	return int64(n), ok && n < 1<<40
-}
-
-// parseInode takes a line of /proc/PID/fdinfo/FD: "ino:	5".
-func parseInode(line []byte) (inode uint64, ok bool) {
-	name, rest := cutField(line)
-	if string(name) != "ino:" {
-		return 0, false
-	}
-	value, _ := cutField(rest)
-	return parseUint(value, 10)
 }
 
 // parseCgroup takes a line of /proc/PID/cgroup, "4:memory:/path" or

@@ -69,6 +69,24 @@ func TestParseUint(t *testing.T) {
 	}
 }
 
+func TestParseStatm(t *testing.T) {
+	for text, want := range map[string]struct {
+		size, shared uint64
+		ok           bool
+	}{
+		"5120 300 210 11 0 400 0\n": {5120, 210, true},
+		"1 2 3":                     {1, 3, true},
+		"5120 300":                  {5120, 0, false},
+		"x 300 210 11":              {0, 210, false},
+		"-1 300 210 11":             {0, 210, false},
+		"":                          {},
+	} {
+		if size, shared, ok := parseStatm([]byte(text)); size != want.size || shared != want.shared || ok != want.ok {
+			t.Errorf("%q: %d, %d, %v, want %+v", text, size, shared, ok, want)
+		}
+	}
+}
+
 func TestCommandText(t *testing.T) {
 	for _, c := range []struct{ cmdline, comm, want string }{
 		{"sleep\x0060\x00", "sleep", "sleep 60"},

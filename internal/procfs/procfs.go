@@ -17,12 +17,19 @@
 // function returns errors.ErrUnsupported.
 package procfs
 
-import "time"
+import (
+	"cmp"
+	"time"
+)
 
 // FileID identifies a file on this machine while it exists.
 type FileID struct {
 	Dev   uint64 // as st_dev
 	Inode uint64
+}
+
+func (id FileID) compare(other FileID) int {
+	return cmp.Or(cmp.Compare(id.Dev, other.Dev), cmp.Compare(id.Inode, other.Inode))
 }
 
 // Lock is one line of /proc/locks.
@@ -38,27 +45,11 @@ type Lock struct {
 // File returns the locked file in the form in which stat names it.
 func (l Lock) File() FileID { return FileID{Dev: makeDev(l.Major, l.Minor), Inode: l.Inode} }
 
-// Mapping is one contiguous range of a process that maps a wanted file. A
-// process that maps a file twice, or protects a part of it, has several.
-type Mapping struct {
-	PID        int
-	File       FileID
-	Start, End uint64
-	Perms      string // as in maps: "r--s"
-}
-
 // Unlinked is a deleted file that a process still maps.
 type Unlinked struct {
-	PID   int
 	File  FileID
-	Path  string // that it had
+	Path  string // that it had, as the process sees it
 	Bytes int64  // mapped, at most
-}
-
-// Descriptor is one open descriptor on a wanted file.
-type Descriptor struct {
-	PID, FD int
-	File    FileID
 }
 
 // Residency is what one process's mappings of one file cost, in bytes.

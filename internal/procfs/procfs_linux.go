@@ -1,7 +1,6 @@
 package procfs
 
 import (
-	"bytes"
 	"errors"
 	"io/fs"
 	"os"
@@ -19,23 +18,6 @@ var host = tree{root: "/proc"}
 
 // Locks returns the locks of all processes that our pid namespace shows.
 func Locks() ([]Lock, error) { return host.locks() }
-
-// FindMappings returns who maps the wanted files, in the order of process
-// numbers, and how many processes it was not allowed to look at. A process
-// that ends meanwhile is left out.
-func FindMappings(want map[FileID]struct{}) (found []Mapping, unreadable int, err error) {
-	return host.findMappings(want)
-}
-
-// FindUnlinked returns who maps files that were deleted from below the folder
-// dir. The kernel shows the path as the process that maps sees it.
-func FindUnlinked(dir string) (found []Unlinked, err error) { return host.findUnlinked(dir) }
-
-// FindDescriptors returns who has the wanted files open; otherwise it is like
-// FindMappings. A mapping keeps a file in use after its descriptor is closed.
-func FindDescriptors(want map[FileID]struct{}) (found []Descriptor, unreadable int, err error) {
-	return host.findDescriptors(want)
-}
 
 // Resident returns what the wanted files cost the process, for those that it
 // maps. The kernel walks the page tables for it: ask when a person does.
@@ -102,64 +84,6 @@ func names(path string) ([]string, error) {
 	return dir.Readdirnames(-1)
 }
 
-func (t tree) findMappings(want map[FileID]struct{}) (found []Mapping, unreadable int, err error) {
-	pids, err := t.pids()
-	if err != nil || len(want) == 0 {
-		return nil, 0, err
-	}
-	buf := make([]byte, bufferSize)
-	var pid int
-	match := func(line []byte) {
-		v, ok := parseVMA(line)
-		if !ok || v.file.Inode == 0 {
-			return
-		}
-		if _, wanted := want[v.file]; wanted {
-			found = append(found, Mapping{
-				PID: pid, File: v.file, Start: v.start, End: v.end, Perms: string(v.perms),
-			})
-		}
-	}
-	for _, pid = range pids {
-		before := len(found)
-		if err := lines(t.pidPath(pid, "maps"), buf, match); err != nil {
-			found = found[:before]
-			if t.hidden(pid, err) {
-				unreadable++
-			}
-		}
-	}
-	return found, unreadable, nil
-}
-
-func (t tree) findUnlinked(dir string) (found []Unlinked, err error) {
-	pids, err := t.pids()
-	if err != nil {
-		return nil, err
-	}
-	prefix := []byte(" " + strings.TrimSuffix(dir, "/") + "/")
-	buf := make([]byte, bufferSize)
-	for _, pid := range pids {
-		_ = lines(t.pidPath(pid, "maps"), buf, func(line []byte) {
-			if !bytes.Contains(line, prefix) {
-				return
-			}
-			r, ok := parseRegion(line)
-			path, deleted := strings.CutSuffix(r.Path, " (deleted)")
-			if !ok || !deleted {
-				return
-			}
-			n := int64(r.End - r.Start)
-			if last := len(found) - 1; last >= 0 && found[last].PID == pid && found[last].File == r.File {
-				found[last].Bytes += n
-				return
-			}
-			found = append(found, Unlinked{PID: pid, File: r.File, Path: path, Bytes: n})
-		})
-	}
-	return found, nil
-}
-
 // hidden reports whether err kept us from looking at a process that could have
 // mapped or opened something.
 func (t tree) hidden(pid int, err error) bool {
@@ -197,74 +121,6 @@ func (f *file) stat() (procStat, error) {
 	return s, nil
 }
 
-func (t tree) findDescriptors(want map[FileID]struct{}) (found []Descriptor, unreadable int, err error) {
-	pids, err := t.pids()
-	if err != nil || len(want) == 0 {
-		return nil, 0, err
-	}
-	s := descriptorScan{want: want, inodes: make(map[uint64]struct{}, len(want)), buf: make([]byte, bufferSize)}
-	for id := range want {
-		s.inodes[id.Inode] = struct{}{}
-	}
-	for _, pid := range pids {
-		fds, err := names(t.pidPath(pid, "fd"))
-		if err != nil {
-			if t.hidden(pid, err) {
-				unreadable++
-			}
-			continue
-		}
-		for _, name := range fds {
-			fd, ok := parsePID([]byte(name))
-			if !ok {
-				continue
-			}
-			if id, ok := s.file(t.pidPath(pid, "fd/"+name), t.pidPath(pid, "fdinfo/"+name)); ok {
-				found = append(found, Descriptor{PID: pid, FD: fd, File: id})
-			}
-		}
-	}
-	slices.SortFunc(found, func(a, b Descriptor) int {
-		if a.PID != b.PID {
-			return a.PID - b.PID
-		}
-		return a.FD - b.FD
-	})
-	return found, unreadable, nil
-}
-
-type descriptorScan struct {
-	want   map[FileID]struct{}
-	inodes map[uint64]struct{}
-	buf    []byte
-}
-
-// file returns which wanted file the descriptor is on, if any. stat is the
-// last question because only it asks the file system, and one that is out of
-// reach, such as a dead NFS server, does not answer.
-func (s *descriptorScan) file(link, info string) (FileID, bool) {
-	n, err := syscall.Readlink(link, s.buf)
-	if err != nil || n == 0 || s.buf[0] != '/' {
-		return FileID{}, false // a socket, a pipe, gone
-	}
-	candidate := true // also where the kernel (before 5.14) prints no inode
-	err = lines(info, s.buf, func(line []byte) {
-		if inode, ok := parseInode(line); ok {
-			_, candidate = s.inodes[inode]
-		}
-	})
-	if err != nil || !candidate {
-		return FileID{}, false
-	}
-	var st syscall.Stat_t
-	if err := syscall.Stat(link, &st); err != nil {
-		return FileID{}, false
-	}
-	id := FileID{Dev: uint64(st.Dev), Inode: st.Ino}
-	_, wanted := s.want[id]
-	return id, wanted
-}
-
 func (t tree) resident(pid int, want map[FileID]struct{}) (map[FileID]Residency, error) {
 	r := residencies{want: want, sum: make(map[FileID]*Residency)}
 	if err := lines(t.pidPath(pid, "smaps"), make([]byte, bufferSize), r.line); err != nil {
@@ -274,28 +130,37 @@ func (t tree) resident(pid int, want map[FileID]struct{}) (map[FileID]Residency,
 }
 
 func (t tree) process(pid int) (Proc, error) {
-	dir, err := open(t.path(strconv.Itoa(pid)))
+	dir, err := openDirectory(t.path(strconv.Itoa(pid)))
 	if err != nil {
 		return Proc{}, err
 	}
 	defer dir.close()
+	buf := make([]byte, bufferSize)
+	p := Proc{PID: pid}
+	if err := t.describe(dir, &p, buf, func() (time.Time, bool) { return t.bootTime(buf) }); err != nil {
+		return Proc{}, err
+	}
+	return p, nil
+}
+
+// describe fills p from the process's directory.
+func (t tree) describe(dir *file, p *Proc, buf []byte, boot func() (time.Time, bool)) error {
 	stat, err := openAt(dir, "stat")
 	if err != nil {
-		return Proc{}, err
+		return err
 	}
 	defer stat.close()
 	s, err := stat.stat()
 	if err != nil {
-		return Proc{}, err
+		return err
 	}
-	buf := make([]byte, bufferSize)
-	p := Proc{PID: pid, UID: -1}
-	if err := linesAt(dir, "status", buf, func(line []byte) { parseStatus(&p, line) }); err != nil {
-		return Proc{}, err
+	p.UID = -1
+	if err := linesAt(dir, "status", buf, func(line []byte) { parseStatus(p, line) }); err != nil {
+		return err
 	}
 
 	// What follows may be missing, and then the rest is still worth showing.
-	if boot, ok := t.bootTime(buf); ok {
+	if boot, ok := boot(); ok {
 		p.Start = boot.Add(time.Duration(s.start) * (time.Second / ticksPerSecond))
 	}
 	p.CgroupPath = cgroupPath(dir, buf)
@@ -305,7 +170,7 @@ func (t tree) process(pid int) (Proc, error) {
 		f.close()
 	}
 	p.Command = commandText(cmdline, s.comm)
-	return p, nil
+	return nil
 }
 
 func cgroupPath(dir *file, buf []byte) string {

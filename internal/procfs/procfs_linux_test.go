@@ -149,13 +149,16 @@ func TestMappingsAndResidency(t *testing.T) {
 		t.Fatal(err)
 	}
 
-	found, _, err := FindMappings(set(id))
-	if err != nil || len(found) != 1 {
-		t.Fatalf("FindMappings: %+v, %v", found, err)
+	uses, _, err := new(Surveyor).Run(Query{Want: set(id), Weigh: set(id), Deleted: filepath.Dir(f.Name())})
+	if err != nil || len(uses) != 1 {
+		t.Fatalf("Run: %+v, %v", uses, err)
 	}
-	m := found[0]
-	if m.PID != os.Getpid() || m.File != id || m.End-m.Start != size || m.Perms != "r--s" {
-		t.Errorf("FindMappings: %+v", m)
+	u := uses[0]
+	if u.PID != os.Getpid() || !slices.Equal(u.Mapped, []FileID{id}) || !slices.Equal(u.Open, []FileID{id}) || u.Command == "" {
+		t.Errorf("Run: %+v", u)
+	}
+	if diff := cmp.Diff([]Unlinked{{File: id, Path: f.Name(), Bytes: size}}, u.Unlinked); diff != "" {
+		t.Errorf("unlinked (-want +got):\n%s", diff)
 	}
 
 	sums, err := Resident(os.Getpid(), set(id))
@@ -166,59 +169,75 @@ func TestMappingsAndResidency(t *testing.T) {
 	if r.Size != size || r.RSS < size/2 || r.RSS > size || r.PSS <= 0 || r.PSS > r.RSS {
 		t.Errorf("Resident: %+v", r)
 	}
+	if len(u.Weights) != 1 || u.Weights[0] != (Weight{id, r.RSS, r.PSS}) {
+		t.Errorf("Run says %+v, Resident %+v", u.Weights, r)
+	}
 	if dirty := r.SharedDirty + r.PrivateDirty + r.SharedClean + r.PrivateClean; dirty != r.RSS {
 		t.Errorf("Resident: the kinds of pages sum up to %d, RSS is %d", dirty, r.RSS)
 	}
 }
 
-func TestFindDescriptors(t *testing.T) {
+func TestSurveyOfDescriptors(t *testing.T) {
 	f, id := tmpfsFile(t, 1)
 	child := sleeper(t, f)
-	found, _, err := FindDescriptors(set(id, FileID{Dev: id.Dev, Inode: id.Inode + 1<<40}))
+	uses, _, err := new(Surveyor).Run(Query{Want: set(id, FileID{Dev: id.Dev, Inode: id.Inode + 1<<40})})
 	if err != nil {
 		t.Fatal(err)
 	}
-	want := []Descriptor{{PID: os.Getpid(), FD: int(f.Fd()), File: id}, {PID: child, FD: 3, File: id}}
-	slices.SortFunc(want, func(a, b Descriptor) int { return a.PID - b.PID })
-	if diff := cmp.Diff(want, found); diff != "" {
+	var pids []int
+	for _, u := range uses {
+		pids = append(pids, u.PID)
+		if !slices.Equal(u.Open, []FileID{id}) || len(u.Mapped)+len(u.Weights)+len(u.Unlinked) != 0 {
+			t.Errorf("%+v", u)
+		}
+	}
+	want := []int{os.Getpid(), child}
+	slices.Sort(want)
+	if diff := cmp.Diff(want, pids); diff != "" {
 		t.Errorf("(-want +got):\n%s", diff)
 	}
 }
 
-// Descriptors whose fdinfo lies, is of an old kernel, or is missing.
-func TestFindDescriptorsByInfo(t *testing.T) {
+// Descriptors of all kinds, with names that the kernel would not give.
+func TestSurveyOfStrangeDescriptors(t *testing.T) {
 	f, id := tmpfsFile(t, 1)
 	root := t.TempDir()
 	pid := filepath.Join(root, "714")
-	for _, dir := range []string{"fd", "fdinfo"} {
-		if err := os.MkdirAll(filepath.Join(pid, dir), 0o755); err != nil {
-			t.Fatal(err)
-		}
-	}
 	other := filepath.Join(root, "other")
 	write(t, other, "")
-	for fd, c := range map[string]struct{ target, info string }{
-		"0":   {f.Name(), "pos:\t0\nino:\t" + strconv.FormatUint(id.Inode, 10) + "\n"},
-		"1":   {f.Name(), "pos:\t0\nino:\t" + strconv.FormatUint(id.Inode+1, 10) + "\n"},
-		"10":  {f.Name(), "pos:\t0\n"},
-		"11":  {other, "pos:\t0\nino:\t" + strconv.FormatUint(id.Inode, 10) + "\n"},
-		"12":  {"socket:[" + strconv.FormatUint(id.Inode, 10) + "]", "pos:\t0\n"},
-		"13":  {f.Name() + " is gone", "pos:\t0\n"},
-		"new": {f.Name(), "pos:\t0\n"},
-	} {
-		if err := os.Symlink(c.target, filepath.Join(pid, "fd", fd)); err != nil {
+	write(t, filepath.Join(pid, "maps"), "")
+	write(t, filepath.Join(pid, "status"), "")
+	write(t, filepath.Join(pid, "stat"), "714 (x) S 1 1 1 0 -1 4194304 0 0 0 0 1 2 0 0 20 0 1 0 5 0\n")
+	link := func(fd, target string) {
+		if err := os.MkdirAll(filepath.Join(pid, "fd"), 0o755); err != nil {
 			t.Fatal(err)
 		}
-		write(t, filepath.Join(pid, "fdinfo", fd), c.info)
+		if err := os.Symlink(target, filepath.Join(pid, "fd", fd)); err != nil {
+			t.Fatal(err)
+		}
 	}
-	if err := os.Symlink(f.Name(), filepath.Join(pid, "fd", "14")); err != nil {
-		t.Fatal(err)
+	open := func() int {
+		t.Helper()
+		uses, hidden, err := new(Surveyor).run(tree{root}, Query{Want: set(id)})
+		if err != nil || len(hidden) > 0 {
+			t.Fatalf("%v, %v", hidden, err)
+		}
+		if len(uses) == 0 {
+			return 0
+		}
+		return len(uses[0].Open)
 	}
-
-	found, unreadable, err := tree{root}.findDescriptors(set(id))
-	want := []Descriptor{{PID: 714, FD: 0, File: id}, {PID: 714, FD: 10, File: id}}
-	if diff := cmp.Diff(want, found); diff != "" || unreadable != 0 || err != nil {
-		t.Errorf("%d unreadable, %v (-want +got):\n%s", unreadable, err, diff)
+	link("1", other)
+	link("2", "socket:["+strconv.FormatUint(id.Inode, 10)+"]")
+	link("3", f.Name()+" is gone")
+	link("new", f.Name())
+	if n := open(); n != 0 {
+		t.Errorf("%d wanted files open, want none", n)
+	}
+	link("0", f.Name())
+	link("10", f.Name())
+	if n := open(); n != 1 {
+		t.Errorf("%d wanted files open, want 1", n)
 	}
 }
 
@@ -250,7 +269,7 @@ func TestUnreadable(t *testing.T) {
 			write(t, filepath.Join(root, pid, "stat"), stat)
 		}
 		if pid != "16" { // ended before anything could be read
-			for _, dir := range []string{"maps", "fd"} {
+			for _, dir := range []string{"maps", "smaps", "fd"} {
 				write(t, filepath.Join(root, pid, dir, "x"), "")
 			}
 		}
@@ -258,23 +277,22 @@ func TestUnreadable(t *testing.T) {
 	if err := os.Mkdir(filepath.Join(root, "16"), 0o755); err != nil {
 		t.Fatal(err)
 	}
-	found, unreadable, err := tree{root}.findMappings(set(FileID{1, 1}))
-	if len(found) != 0 || unreadable != 2 || err != nil {
-		t.Errorf("findMappings = %v, %d, %v, want 2 unreadable", found, unreadable, err)
+	uses, hidden, err := new(Surveyor).run(tree{root}, Query{Want: set(FileID{1, 1}), Likely: map[int]struct{}{11: {}}})
+	if len(uses) != 0 || !slices.Equal(hidden, []int{11, 14}) || err != nil {
+		t.Errorf("%v, hidden %v, %v, want 11 and 14 hidden", uses, hidden, err)
 	}
 }
 
 func TestNoProc(t *testing.T) {
 	none := tree{filepath.Join(t.TempDir(), "none")}
 	_, err1 := none.locks()
-	_, _, err2 := none.findMappings(set(FileID{1, 1}))
-	_, _, err3 := none.findDescriptors(set(FileID{1, 1}))
+	_, _, err2 := new(Surveyor).run(none, Query{Want: set(FileID{1, 1})})
 	_, err4 := none.resident(1, nil)
 	_, err5 := none.process(1)
 	_, err6 := none.pids()
 	_, err7 := none.bootID()
-	_, err8 := none.memInfo()
-	for i, err := range []error{err1, err2, err3, err4, err5, err6, err7, err8} {
+	_, err3 := none.memInfo()
+	for i, err := range []error{err1, err2, err3, err4, err5, err6, err7} {
 		var path *fs.PathError
 		if !errors.Is(err, fs.ErrNotExist) || !errors.As(err, &path) {
 			t.Errorf("%d: %v, want fs.ErrNotExist with its path", i+1, err)
@@ -362,8 +380,8 @@ func TestMachine(t *testing.T) {
 	}
 }
 
-// The scan must stay cheap however long the maps are.
-func TestFindMappingsAllocatesPerProcessOnly(t *testing.T) {
+// A survey must stay cheap however long the maps are.
+func TestSurveyAllocatesPerProcessOnly(t *testing.T) {
 	long := "7f0000000000-7f0000001000 r--s 00000000 00:19 7 /dev/shm/another\n"
 	allocs := func(lines int) float64 {
 		root := t.TempDir()
@@ -373,30 +391,79 @@ func TestFindMappingsAllocatesPerProcessOnly(t *testing.T) {
 		}
 		write(t, filepath.Join(root, "714", "maps"), string(text))
 		return testing.AllocsPerRun(10, func() {
-			if _, _, err := (tree{root}).findMappings(set(weights)); err != nil {
+			if _, _, err := new(Surveyor).run(tree{root}, Query{Want: set(weights), Deleted: "/dev/shm"}); err != nil {
 				t.Fatal(err)
 			}
 		})
 	}
-	if one, many := allocs(1), allocs(10_000); many > one {
+	const threads = 20 // what starting some may differ by
+	if one, many := allocs(1), allocs(10_000); many > one+threads {
 		t.Errorf("%v allocations for one line, %v for 10,000", one, many)
 	}
 }
 
-func BenchmarkFindMappings(b *testing.B)    { benchmarkScan(b, findMappingsOnce) }
-func BenchmarkFindDescriptors(b *testing.B) { benchmarkScan(b, findDescriptorsOnce) }
+// What a process weighs is believed while its shared memory stays as it is, and
+// no longer than that.
+func TestSurveyBelieves(t *testing.T) {
+	root := t.TempDir()
+	pid := filepath.Join(root, "714")
+	const vma = "7f0000000000-7f0000001000 r--s 00000000 00:19 4294967301 /dev/shm/x\n"
+	put := func(name string, kb string) {
+		t.Helper()
+		if name == "smaps" {
+			write(t, filepath.Join(pid, name), vma+"Rss: "+kb+" kB\nPss: 1 kB\n")
+			return
+		}
+		write(t, filepath.Join(pid, name), "9 5 "+kb+" 1 0 1 0\n")
+	}
+	write(t, filepath.Join(pid, "maps"), vma)
+	write(t, filepath.Join(pid, "status"), "Uid:\t0\t0\t0\t0\n")
+	write(t, filepath.Join(pid, "stat"), "714 (x) S 1 1 1 0 -1 4194304 0 0 0 0 1 2 0 0 20 0 1 0 5 0\n")
+	s := &Surveyor{Believe: time.Hour}
+	resident := func() int64 {
+		t.Helper()
+		uses, _, err := s.run(tree{root}, Query{Want: set(weights), Weigh: set(weights), Likely: map[int]struct{}{714: {}}})
+		if err != nil || len(uses) != 1 || len(uses[0].Weights) != 1 {
+			t.Fatalf("%+v, %v", uses, err)
+		}
+		return uses[0].Weights[0].RSS / 1024
+	}
+	want := func(kb int64, when string) {
+		t.Helper()
+		if got := resident(); got != kb {
+			t.Errorf("%s: %d kB, want %d", when, got, kb)
+		}
+	}
+	put("statm", "4")
+	put("smaps", "4")
+	want(4, "first")
+	put("smaps", "8")
+	want(4, "unchanged, it seems")
+	put("statm", "8")
+	want(8, "changed")
+	put("smaps", "12")
+	s.Believe = time.Nanosecond
+	put("statm", "9")
+	want(12, "changed again")
+	put("smaps", "13")
+	want(13, "too old")
+	put("smaps", "16")
+	write(t, filepath.Join(pid, "stat"), "714 (y) S 1 1 1 0 -1 4194304 0 0 0 0 1 2 0 0 20 0 1 0 6 0\n")
+	s.Believe = time.Hour
+	want(16, "another process with the same number")
+	put("smaps", "20")
+	s.Believe = 0
+	want(20, "nothing is believed")
+}
 
-func findMappingsOnce() error    { _, _, err := FindMappings(set(weights)); return err }
-func findDescriptorsOnce() error { _, _, err := FindDescriptors(set(weights)); return err }
-
-func benchmarkScan(b *testing.B, scan func() error) {
+func BenchmarkSurvey(b *testing.B) {
 	pids, err := PIDs()
 	if err != nil {
 		b.Fatal(err)
 	}
 	b.ReportAllocs()
 	for b.Loop() {
-		if err := scan(); err != nil {
+		if _, _, err := new(Surveyor).Run(Query{Want: set(weights)}); err != nil {
 			b.Fatal(err)
 		}
 	}

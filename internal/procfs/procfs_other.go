@@ -6,12 +6,8 @@ import "errors"
 
 func Locks() ([]Lock, error) { return nil, errors.ErrUnsupported }
 
-func FindMappings(map[FileID]struct{}) (found []Mapping, unreadable int, err error) {
-	return nil, 0, errors.ErrUnsupported
-}
-
-func FindDescriptors(map[FileID]struct{}) (found []Descriptor, unreadable int, err error) {
-	return nil, 0, errors.ErrUnsupported
+func (*Surveyor) Run(Query) (uses []Use, hidden []int, err error) {
+	return nil, nil, errors.ErrUnsupported
 }
 
 func Resident(int, map[FileID]struct{}) (map[FileID]Residency, error) {
@@ -23,5 +19,7 @@ func Process(int) (Proc, error) { return Proc{}, errors.ErrUnsupported }
 func PIDs() ([]int, error) { return nil, errors.ErrUnsupported }
 
 func BootID() (string, error) { return "", errors.ErrUnsupported }
+
+func SeesEverybody() bool { return false }
 
 func MemInfo() (map[string]int64, error) { return nil, errors.ErrUnsupported }

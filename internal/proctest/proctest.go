@@ -110,6 +110,12 @@ func Env(env ...string) Setting { return Setting{env} }
 // Start is like the function [Start], in the setting's environment.
 func (s Setting) Start(t TB, program string, args ...string) *Proc {
 	t.Helper()
+	return StartCmd(t, program, s.Command(t, program, args...))
+}
+
+// Command is what Start starts, for those who run it in a way of their own.
+func (s Setting) Command(t TB, program string, args ...string) *exec.Cmd {
+	t.Helper()
 	exe, err := os.Executable()
 	if err != nil {
 		t.Fatalf("proctest: %v", err)
@@ -120,5 +126,5 @@ func (s Setting) Start(t TB, program string, args ...string) *Proc {
 	cmd.Env = append([]string{"GORACE=atexit_sleep_ms=0"}, os.Environ()...)
 	cmd.Env = append(cmd.Env, s.env...)
 	cmd.Env = append(cmd.Env, programEnv+"="+program)
-	return StartCmd(t, program, cmd)
+	return cmd
 }

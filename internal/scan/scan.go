@@ -62,6 +62,7 @@ type Report struct {
 	NotVisible int  // processes that must not be read
 	SameUser   int  // those of NotVisible that are of this user
 	Root       bool // this process is root's: what it cannot see needs more than that
+	Outside    bool // this is not the machine's PID namespace: those outside are not even counted
 	Complete   bool // false: the time was over
 	SkippedFor int  // processes that were not, or not wholly, looked at for that
 	Elapsed    time.Duration
@@ -187,7 +188,7 @@ type shmCopy struct {
 // all looks at the processes, the largest first: when the time is over, the most
 // has been seen.
 func (s *scanner) all(ctx context.Context, pids []int) *Report {
-	r := &Report{Root: os.Geteuid() == 0}
+	r := &Report{Root: os.Geteuid() == 0, Outside: !procfs.SeesEverybody()}
 	var procs []procfs.Proc
 	for _, pid := range pids {
 		p, err := procfs.Process(pid)
