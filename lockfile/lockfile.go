@@ -111,25 +111,37 @@ func (f *File) RLock(ctx context.Context) (*Held, error) { return f.poll(ctx, sh
 
 // TryLock acquires the lock exclusively if that is possible at once, and
 // otherwise returns [ErrLocked].
-func (f *File) TryLock() (*Held, error) { return f.once(exclusive, false) }
+func (f *File) TryLock() (*Held, error) { return f.once(exclusive) }
 
 // TryRLock acquires the lock shared if that is possible at once, and otherwise
 // returns [ErrLocked].
-func (f *File) TryRLock() (*Held, error) { return f.once(shared, false) }
+func (f *File) TryRLock() (*Held, error) { return f.once(shared) }
 
 // Wait acquires the lock exclusively and blocks in the kernel until it is
 // granted: it uses no CPU, is woken within microseconds when the holder unlocks
 // or dies, and is served in turn. In exchange it occupies one thread of the
 // operating system and cannot be cancelled. It is meant for the one goroutine of
 // a process that waits for a long lock on behalf of all others.
-func (f *File) Wait() (*Held, error) { return f.once(exclusive, true) }
+func (f *File) Wait() (*Held, error) { return f.WaitUnless(nil) }
+
+// WaitUnless is Wait for those who may want the lock no more when their turn
+// comes: when it is granted, and before anything else, no is asked. If it is
+// true the next one in the queue gets the lock at once, and WaitUnless returns
+// nil and no error.
+func (f *File) WaitUnless(no func() bool) (*Held, error) {
+	h, err := f.acquire(exclusive, no, true)
+	if err != nil {
+		return nil, f.error(exclusive, err)
+	}
+	return h, nil
+}
 
 func (f *File) poll(ctx context.Context, m mode) (*Held, error) {
 	for delay := pollMin; ; delay = min(2*delay, pollMax) {
 		if ctx.Err() != nil {
 			return nil, f.error(m, contextError(ctx))
 		}
-		h, err := f.acquire(m, false)
+		h, err := f.acquire(m, nil, false)
 		if err == nil {
 			return h, nil
 		}
@@ -145,8 +157,8 @@ func (f *File) poll(ctx context.Context, m mode) (*Held, error) {
 	}
 }
 
-func (f *File) once(m mode, block bool) (*Held, error) {
-	h, err := f.acquire(m, block)
+func (f *File) once(m mode) (*Held, error) {
+	h, err := f.acquire(m, nil, false)
 	if err != nil {
 		return nil, f.error(m, err)
 	}
@@ -154,9 +166,9 @@ func (f *File) once(m mode, block bool) (*Held, error) {
 }
 
 // acquire takes the lock on whatever inode the path names when it is granted.
-func (f *File) acquire(m mode, block bool) (*Held, error) {
+func (f *File) acquire(m mode, no func() bool, block bool) (*Held, error) {
 	for range maxReplaced {
-		h, err := f.attempt(m, block)
+		h, err := f.attempt(m, no, block)
 		if !errors.Is(err, errReplaced) {
 			return h, err
 		}
@@ -220,6 +232,14 @@ func (h *Held) error(err error) error {
 // descriptor or mapping made from it lives. It returns [ErrLocked] if somebody
 // holds an exclusive lock.
 func TryShared(f *os.File) error { return tryFile(f, shared) }
+
+// TrySharedFD is TryShared for a bare descriptor.
+func TrySharedFD(fd int) error {
+	if err := flockFD(fd, shared); err != nil {
+		return fmt.Errorf("rlock: %w", err)
+	}
+	return nil
+}
 
 // TryExclusive takes an exclusive lock on the description of f. It returns
 // [ErrLocked] if somebody else holds any lock.

@@ -7,8 +7,10 @@ import (
 	"os"
 )
 
-func (f *File) attempt(mode, bool) (*Held, error) { return nil, errors.ErrUnsupported }
+func (f *File) attempt(mode, func() bool, bool) (*Held, error) { return nil, errors.ErrUnsupported }
 
 func flockFile(*os.File, mode) error { return errors.ErrUnsupported }
+
+func flockFD(int, mode) error { return errors.ErrUnsupported }
 
 func retry(call func() error) error { return call() }

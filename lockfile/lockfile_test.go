@@ -165,6 +165,44 @@ func TestSharedAndExclusive(t *testing.T) {
 	wg.Wait()
 }
 
+// Who does not want the lock any more when his turn comes keeps nobody waiting.
+func TestWaitUnless(t *testing.T) {
+	noDescriptorLost(t)
+	path := newPath(t)
+	f := lockfile.At(path)
+	h := must(t)(f.TryLock())
+	type result struct {
+		held *lockfile.Held
+		err  error
+	}
+	var wanted atomic.Bool
+	wanted.Store(true)
+	asked, results := make(chan bool, 2), make(chan result)
+	for range 2 {
+		go func() {
+			held, err := f.WaitUnless(func() bool {
+				no := !wanted.Swap(false) // only the first one wants it
+				asked <- no
+				return no
+			})
+			results <- result{held, err}
+		}()
+	}
+	if len(asked) > 0 {
+		t.Error("asked while somebody else had the lock")
+	}
+	unlock(t, h)
+	first := <-results
+	if <-asked || first.err != nil || first.held == nil {
+		t.Fatalf("the one who wants it: %v, %v", first.held, first.err)
+	}
+	unlock(t, first.held)
+	if second := <-results; !<-asked || second.err != nil || second.held != nil {
+		t.Errorf("the one who does not: %v, %v", second.held, second.err)
+	}
+	unlock(t, must(t)(f.TryLock()))
+}
+
 func TestTryAgainstHolders(t *testing.T) {
 	path := newPath(t)
 	f := lockfile.At(path)

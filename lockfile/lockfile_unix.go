@@ -19,8 +19,9 @@ import (
 const openFlag = os.O_RDONLY | unix.O_NOFOLLOW | unix.O_NONBLOCK
 
 // attempt locks the inode that the path names now. It returns errReplaced if
-// the path names another one, or none, when the lock is granted.
-func (f *File) attempt(m mode, block bool) (*Held, error) {
+// the path names another one, or none, when the lock is granted; and nothing if
+// no says that the lock is not wanted any more.
+func (f *File) attempt(m mode, no func() bool, block bool) (*Held, error) {
 	if err := f.look(); err != nil {
 		return nil, err
 	}
@@ -30,6 +31,9 @@ func (f *File) attempt(m mode, block bool) (*Held, error) {
 			return nil, errReplaced // removed since look
 		}
 		return nil, err
+	}
+	if no != nil && no() {
+		return nil, retry(l.Unlock)
 	}
 	inode, err := f.recheck(l)
 	if err != nil {
@@ -109,10 +113,6 @@ func lock(l *flock.Flock, m mode, block bool) error {
 }
 
 func flockFile(f *os.File, m mode) error {
-	how := unix.LOCK_EX | unix.LOCK_NB
-	if m == shared {
-		how = unix.LOCK_SH | unix.LOCK_NB
-	}
 	conn, err := f.SyscallConn()
 	if err != nil {
 		return err
@@ -121,16 +121,24 @@ func flockFile(f *os.File, m mode) error {
 	// flags alone. It fails for a closed file only.
 	var lockErr error
 	err = conn.Control(func(fd uintptr) {
-		lockErr = retry(func() error { return unix.Flock(int(fd), how) })
+		lockErr = flockFD(int(fd), m)
 	})
-	switch {
-	case err != nil:
+	if err != nil {
 		return fs.ErrClosed
-	case errors.Is(lockErr, unix.EWOULDBLOCK):
-		return ErrLocked
-	default:
-		return lockErr
 	}
+	return lockErr
+}
+
+func flockFD(fd int, m mode) error {
+	how := unix.LOCK_EX | unix.LOCK_NB
+	if m == shared {
+		how = unix.LOCK_SH | unix.LOCK_NB
+	}
+	err := retry(func() error { return unix.Flock(fd, how) })
+	if errors.Is(err, unix.EWOULDBLOCK) {
+		return ErrLocked
+	}
+	return err
 }
 
 // retry repeats call while a signal interrupts it. The Go runtime asks for

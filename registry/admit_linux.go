@@ -6,9 +6,9 @@ import (
 	"cmp"
 	"context"
 	"errors"
+	"fmt"
 	"os"
 	"slices"
-	"time"
 
 	"github.com/onecopy/onecopy/internal/layout"
 	"github.com/onecopy/onecopy/shm"
@@ -32,7 +32,7 @@ func closeAll(vs []victim) {
 // candidates are the READY models that are not pinned, least recently used
 // first, except that of the key not. Whether somebody leases them is not known.
 func (t *tx) candidates(not string) (vs []victim, pinned int64) {
-	for slot := range t.Slots() {
+	for _, slot := range t.used() {
 		w := t.Word(slot)
 		if w.State() != layout.Ready {
 			continue
@@ -75,7 +75,7 @@ func (t *tx) lockIdle(vs []victim, short int64) (idle []victim, sum int64) {
 func (t *tx) stamp(slot int, h layout.Hint) uint64 { return t.p.stamp(t.Table, slot, h) }
 
 func (p *place) stamp(t *layout.Table, slot int, h layout.Hint) uint64 {
-	if p.otherBoot {
+	if p.otherBoot() {
 		return 0
 	}
 	return min(t.Hint(slot, h), now())
@@ -98,26 +98,31 @@ type demand struct {
 // Reservations of dead loaders are cleared.
 func (t *tx) usage(mine string) (d demand) {
 	epoch, loading := t.Identity().Epoch, map[uint64]bool{}
-	for slot := range t.Slots() {
-		r := int64(t.Hint(slot, layout.HintReserved))
+	for _, slot := range t.used() {
+		r, promised := int64(t.Hint(slot, layout.HintReserved)), int64(t.Hint(slot, layout.HintPromised))
 		w := t.Word(slot)
+		if r <= 0 && promised <= 0 && w.State() != layout.Loading {
+			continue
+		}
 		key, ok := t.Key(slot)
-		if r <= 0 && w.State() != layout.Loading || !ok || key == mine {
+		if !ok || key == mine {
 			continue
 		}
 		if mine == "" || layout.Stripe(key) != layout.Stripe(mine) { // on our own stripe its loader is dead
 			held, err := t.p.lockFile(layout.StripeLock(layout.Stripe(key))).TryLock()
 			if err != nil {
 				d.reserved += r
+				promised = max(r, promised)
 				if w.State() == layout.Loading {
-					r = max(r, int64(t.Hint(slot, layout.HintBytes)))
+					promised = max(promised, int64(t.Hint(slot, layout.HintBytes)))
 					loading[w.Generation()] = true
 				}
-				d.promised += r
+				d.promised += promised
 				continue
 			}
 			_ = held.Unlock()
 		}
+		t.SetHint(slot, layout.HintPromised, 0)
 		t.SetHint(slot, layout.HintReserved, 0)
 	}
 	names, _ := t.p.m.Names()
@@ -166,14 +171,30 @@ func (l *loader) admit(t *tx, need int64, evict bool) (gone []removal, err error
 	if !evict {
 		return nil, ErrNoSpace
 	}
+	if !l.swept {
+		if gone = l.sweep(t); len(gone) > 0 {
+			return gone, errAgain
+		}
+	}
 	vs, pinned := t.candidates(l.key)
 	idle, sum := t.lockIdle(vs, short)
-	defer closeAll(idle)
+	defer func() { closeAll(idle) }()
 	no := &NoSpaceError{
 		Need: need, Free: free, Budget: budget, Used: d.linked, Reserved: d.promised,
 		Evictable: sum, Leased: d.linked - sum - pinned, Pinned: pinned, Headroom: head, Dir: l.p.m.Path(),
 	}
 	if sum < short {
+		// What somebody is removing just now, evicted or replaced, counts until
+		// its payload is gone, but it is nobody's any more.
+		closeAll(idle)
+		idle = nil
+		gone = t.collect(&GCReport{})
+		switch {
+		case l.stuck != nil: // or this would go on for ever
+			return gone, fmt.Errorf("%w; what is not needed any more cannot be removed: %w", no, l.stuck)
+		case len(gone) > 0:
+			return gone, errAgain
+		}
 		return nil, no
 	}
 	for _, v := range idle {
@@ -190,61 +211,78 @@ func (l *loader) admit(t *tx, need int64, evict bool) (gone []removal, err error
 // extend admits a load function that wrote more than it had announced: total
 // bytes so far.
 func (l *loader) extend(total int64) error {
-	const step = 256 << 20
+	// Every admission takes T, so very small ones are made together. But what is
+	// promised here is lost to others until the load is over.
+	const step = 4 << 20
 	l.more.Lock()
 	defer l.more.Unlock()
 	want := total - l.need.Load()
 	if want <= 0 {
 		return nil // another goroutine's bytes were admitted together with ours
 	}
-	ctx, cancel := context.WithTimeout(context.Background(), 10*time.Second)
+	return l.underTable(func(t *tx) (gone []removal, err error) {
+		left := max(0, l.need.Load()-l.filled.Load())
+		// No model is evicted for bytes that may never come.
+		n := max(want, step)
+		if _, err = l.admit(t, left+n, false); errors.Is(err, ErrNoSpace) {
+			n = want
+			gone, err = l.admit(t, left+n, true)
+		}
+		if err != nil {
+			return gone, err
+		}
+		t.SetHint(l.slot, layout.HintReserved, uint64(left+n))
+		need := uint64(l.need.Add(n))
+		t.SetHint(l.slot, layout.HintPromised, need)
+		if l.word.State() == layout.Loading {
+			t.SetHint(l.slot, layout.HintBytes, need)
+		}
+		return gone, nil
+	})
+}
+
+// underTable repeats fn, which admits something while the load runs, as long as
+// it makes room.
+func (l *loader) underTable(fn func(*tx) ([]removal, error)) error {
+	ctx, cancel := context.WithTimeout(context.Background(), l.h.r.opts.LoadTimeout)
 	defer cancel()
 	for {
 		var gone []removal
 		err := l.p.withTable(ctx, "load.extend", func(t *tx) (err error) {
-			left := max(0, l.need.Load()-l.filled.Load())
-			// In larger steps, so that T is not taken for every window; but no
-			// model is evicted for bytes that may never come.
-			n := max(want, step)
-			if _, err = l.admit(t, left+n, false); errors.Is(err, ErrNoSpace) {
-				n = want
-				gone, err = l.admit(t, left+n, true)
-			}
-			if err != nil {
-				return err
-			}
-			t.SetHint(l.slot, layout.HintReserved, uint64(left+n))
-			if need := l.need.Add(n); l.word.State() == layout.Loading {
-				t.SetHint(l.slot, layout.HintBytes, uint64(need))
-			}
-			return nil
+			gone, err = fn(t)
+			return err
 		})
-		l.p.removeAll(gone)
+		l.remove(gone)
 		if !errors.Is(err, errAgain) {
+			var no *NoSpaceError
+			if errors.As(err, &no) && no.Leased > 0 {
+				no.Holders, _ = l.p.holders("") // now: the load function may wrap the text
+			}
 			return err
 		}
 	}
 }
 
-// checkMemory asks whether n bytes are there now.
+// remove makes the room that an admission has decided about.
+func (l *loader) remove(gone []removal) {
+	if _, err := l.p.tryRemoveAll(gone); err != nil {
+		l.stuck = err
+	}
+}
+
+// checkMemory asks whether n bytes are there now. If others have taken what was
+// granted, idle models make up for it.
 func (l *loader) checkMemory(n int64) error {
 	free, _, err := l.p.m.Free()
 	if err != nil {
 		return err
 	}
-	head, limited := headroom()
-	if n <= free && (!limited || n <= head) {
+	if head, limited := headroom(); n <= free && (!limited || n <= head) {
 		return nil
 	}
-	if !limited {
-		head = -1
-	}
-	e := &NoSpaceError{Need: n, Free: free, Headroom: head, Dir: l.p.m.Path()}
-	_ = guarded(func() (err error) {
-		e.Budget, _, _, err = l.p.budget(l.p.table)
-		return err
-	})
-	return e
+	l.more.Lock()
+	defer l.more.Unlock()
+	return l.underTable(func(t *tx) ([]removal, error) { return l.admit(t, n, true) })
 }
 
 // headroom is what the cgroups of this process allow, less a reserve for the

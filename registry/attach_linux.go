@@ -14,7 +14,6 @@ import (
 	"time"
 
 	"github.com/cespare/xxhash/v2"
-	"github.com/edsrzf/mmap-go"
 	"golang.org/x/sys/unix"
 
 	"github.com/onecopy/onecopy/internal/crashpoint"
@@ -29,8 +28,8 @@ type tie struct {
 	place *place
 	slot  int
 	word  layout.Word
-	dir   string    // below m/: <epoch>-<gen>/<name>
-	lease mmap.MMap // of the manifest: the kernel keeps the shared lock as long as it is mapped
+	dir   string      // below m/: <epoch>-<gen>/<name>
+	lease shm.Mapping // of the manifest: the kernel keeps the shared lock as long as it is mapped
 }
 
 // mapped is a file of a model, mapped or not yet.
@@ -131,17 +130,17 @@ func (p *place) attachOnce(r *Registry, key string) (*attachment, error) {
 		}
 		return otherwise
 	}
-	gen := layout.GenName(p.table.Identity().Epoch, f.Word.Generation())
-	file, _, err := p.m.Open(gen + layout.ManifestExt)
+	name := layout.GenName(p.table.Identity().Epoch, f.Word.Generation()) + layout.ManifestExt
+	fd, st, err := p.m.OpenFD(name)
 	if err != nil {
 		if errors.Is(err, fs.ErrNotExist) {
 			return nil, moved(ErrNotFound)
 		}
 		return nil, err
 	}
-	defer file.Close()
+	defer unix.Close(fd)
 	crashpoint.Hit("acquire.open-manifest")
-	if err := lockfile.TryShared(file); err != nil {
+	if err := lockfile.TrySharedFD(fd); err != nil {
 		if errors.Is(err, lockfile.ErrLocked) {
 			return nil, moved(err)
 		}
@@ -151,19 +150,22 @@ func (p *place) attachOnce(r *Registry, key string) (*attachment, error) {
 	if err := moved(nil); err != nil {
 		return nil, err
 	}
-	man, st, err := readManifest(file)
+	man, err := readManifestFD(fd, name, &st)
+	if err != nil {
+		man, err = readManifestFD(fd, p.m.Join(name), &st) // for the message
+	}
 	if err == nil && st.Nlink == 0 {
 		err = ErrNotFound
 	}
 	if err == nil && (man.Key != key || man.Generation != f.Word.Generation() || uint64(man.Epoch) != p.table.Identity().Epoch) {
-		err = fmt.Errorf("%w: the manifest %s describes key %q, generation %d", ErrCorrupt, file.Name(), man.Key, man.Generation)
+		err = fmt.Errorf("%w: the manifest %s describes key %q, generation %d", ErrCorrupt, p.m.Join(name), man.Key, man.Generation)
 	}
 	if err != nil {
 		return nil, moved(err)
 	}
-	lease, err := mmap.MapRegion(file, int(st.Size), mmap.RDONLY, 0, 0)
+	lease, err := shm.Map(fd, st.Size, false)
 	if err != nil {
-		return nil, &fs.PathError{Op: "mmap", Path: file.Name(), Err: err}
+		return nil, &fs.PathError{Op: "mmap", Path: p.m.Join(name), Err: err}
 	}
 	crashpoint.Hit("acquire.map")
 	a := p.newAttachment(r, man, f.Slot, f.Word, lease)
@@ -177,7 +179,7 @@ func (p *place) attachOnce(r *Registry, key string) (*attachment, error) {
 }
 
 // newAttachment takes over the lease and a reference on p.
-func (p *place) newAttachment(r *Registry, man *layout.Manifest, slot int, word layout.Word, lease mmap.MMap) *attachment {
+func (p *place) newAttachment(r *Registry, man *layout.Manifest, slot int, word layout.Word, lease shm.Mapping) *attachment {
 	a := newAttachment(r, man)
 	p.ref()
 	dir := layout.GenName(uint64(man.Epoch), man.Generation) + "/" + man.Name
@@ -190,24 +192,40 @@ func (p *place) newAttachment(r *Registry, man *layout.Manifest, slot int, word 
 // cannot turn into a fault.
 func readManifest(f *os.File) (*layout.Manifest, *unix.Stat_t, error) {
 	var st unix.Stat_t
-	if err := unix.Fstat(int(f.Fd()), &st); err != nil {
-		return nil, nil, &fs.PathError{Op: "stat", Path: f.Name(), Err: err}
+	man, err := readManifestFD(int(f.Fd()), f.Name(), &st)
+	return man, &st, err
+}
+
+func readManifestFD(fd int, path string, st *unix.Stat_t) (*layout.Manifest, error) {
+	if err := unix.Fstat(fd, st); err != nil {
+		return nil, &fs.PathError{Op: "stat", Path: path, Err: err}
 	}
-	if st.Size == 0 || st.Size > layout.MaxManifest {
-		return nil, nil, fmt.Errorf("%w: %s has %d bytes", ErrCorrupt, f.Name(), st.Size)
+	return decodeManifestFD(fd, path, st.Size)
+}
+
+// decodeManifestFD reads a manifest of which the size is known.
+func decodeManifestFD(fd int, path string, size int64) (*layout.Manifest, error) {
+	if size == 0 || size > layout.MaxManifest {
+		return nil, fmt.Errorf("%w: %s has %d bytes", ErrCorrupt, path, size)
 	}
-	b := make([]byte, st.Size)
-	if _, err := f.ReadAt(b, 0); err != nil {
-		if errors.Is(err, io.EOF) {
-			err = ErrCorrupt
+	b := make([]byte, size)
+	for at := 0; at < len(b); {
+		n, err := unix.Pread(fd, b[at:], int64(at))
+		switch {
+		case errors.Is(err, unix.EINTR):
+		case err != nil:
+			return nil, &fs.PathError{Op: "read", Path: path, Err: err}
+		case n == 0:
+			return nil, fmt.Errorf("%s: %w", path, ErrCorrupt)
+		default:
+			at += n
 		}
-		return nil, nil, fmt.Errorf("%s: %w", f.Name(), err)
 	}
 	man, err := layout.DecodeManifest(b)
 	if err != nil && !errors.Is(err, ErrVersion) {
-		err = fmt.Errorf("%w: %s: %w", ErrCorrupt, f.Name(), err)
+		err = fmt.Errorf("%w: %s: %w", ErrCorrupt, path, err)
 	}
-	return man, &st, err
+	return man, err
 }
 
 // touch notes that the slot's model was attached: hints, written without T.
@@ -228,18 +246,18 @@ type hint struct {
 
 // writeHints stores hints with one aligned 8-byte write each.
 func (p *place) writeHints(slot int, hs ...hint) {
-	f, _, err := p.v1.OpenWritable(layout.TableFile)
+	fd, st, err := p.v1.OpenWritableFD(layout.TableFile)
 	if err != nil {
 		return
 	}
-	defer f.Close()
-	if fi, err := f.Stat(); err != nil || fi.Size() != p.stat.Size {
+	defer unix.Close(fd)
+	if st.Size != p.stat.Size {
 		return
 	}
 	for _, h := range hs {
 		var b [8]byte
 		binary.LittleEndian.PutUint64(b[:], h.v)
-		_, _ = f.WriteAt(b[:], layout.HintOffset(p.table.Slots(), slot, h.h))
+		_, _ = unix.Pwrite(fd, b[:], layout.HintOffset(p.table.Slots(), slot, h.h))
 	}
 }
 
@@ -293,31 +311,39 @@ func (a *attachment) detach() {
 	crashpoint.Hit("use.release")
 	p := a.tie.place
 	defer p.unref()
-	if a.r.host.cannotWrite != nil || p.gone.Load() {
+	h := &a.r.host
+	if h.foreign != nil || p.gone.Load() {
 		return
 	}
-	if w, ok := p.word(a.tie.slot); ok && w == a.tie.word {
+	w, ok := p.word(a.tie.slot)
+	published := ok && w == a.tie.word
+	if published {
 		p.writeHints(a.tie.slot, hint{layout.HintLastRelease, now()})
-		p.expire(a.tie.slot)
-		return
+		if !p.expires(a.tie.slot) {
+			return
+		}
 	}
-	_ = p.retire(context.Background(), a.tie.word.Generation(), true)
+	switch {
+	case h.cannotWrite(p) != nil:
+	case published:
+		p.expire()
+	default:
+		p.retireSoon(a.tie.word.Generation())
+	}
 }
 
-// expire evicts what is past its TTL, for a process that has just released the
-// model of slot. A registry in which nothing expires is not searched.
-func (p *place) expire(slot int) {
-	if p.w == nil {
-		return
-	}
-	some := false
+// expires reports whether a process that has just released the model of slot
+// should look for models past their TTL: not where nothing ever expires.
+func (p *place) expires(slot int) (some bool) {
 	_ = guarded(func() error {
 		some = p.table.DefaultTTL() != 0 || p.table.Hint(slot, layout.HintTTL) != 0
 		return nil
 	})
-	if !some {
-		return
-	}
+	return some
+}
+
+// expire evicts what is past its TTL.
+func (p *place) expire() {
 	var gone []removal
 	_ = p.tryTable("collect.lock-table", func(t *tx) error {
 		gone, _ = t.expire()

@@ -94,7 +94,7 @@ func (a *auditor) look(leased map[uint64]bool) (pic picture, problems []string) 
 		default:
 			bad("slot %d, key %q: %s", slot, key, w)
 		}
-		for h, name := range map[layout.Hint]string{layout.HintReserved: "reserved", layout.HintLoadStart: "load_start"} {
+		for h, name := range map[layout.Hint]string{layout.HintReserved: "reserved", layout.HintPromised: "promised", layout.HintLoadStart: "load_start"} {
 			if v := table.Hint(slot, h); v != 0 {
 				bad("slot %d, key %q: %s is %d", slot, key, name, v)
 			}

@@ -6,7 +6,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"regexp"
+	"strings"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -58,7 +58,12 @@ func (r *Registry) Check(ctx context.Context, opts CheckOptions) (ps []Problem, 
 	return ps, opErr("check", opts.Key, err)
 }
 
-var otherVersion = regexp.MustCompile(`^v[0-9]+$`)
+// otherVersion reports whether name is the folder of a layout version. (A regular
+// expression would be compiled by every process that starts.)
+func otherVersion(name string) bool {
+	number, is := strings.CutPrefix(name, "v")
+	return is && number != "" && strings.Trim(number, "0123456789") == ""
+}
 
 type checker struct {
 	p        *place
@@ -83,7 +88,7 @@ func (c *checker) structure() error {
 		c.add("table", key, tablePath, repairGC, "slot %d: %s", pr.Slot, pr.Text)
 	}
 	for _, n := range c.p.otherNames() {
-		if otherVersion.MatchString(n) {
+		if otherVersion(n) {
 			if c.only == "" {
 				c.problems = append(c.problems, Problem{Kind: "version", Path: c.p.top.Join(n), Text: "holds another layout version: it is neither read nor counted here", Note: true})
 			}
@@ -101,6 +106,11 @@ func (c *checker) structure() error {
 	}
 	id := t.Identity()
 	named := map[uint64]bool{}
+	type published struct {
+		key string
+		gen uint64
+	}
+	var ready []published
 	for slot := range t.Slots() {
 		w := t.Word(slot)
 		key, ok := t.Key(slot)
@@ -121,17 +131,27 @@ func (c *checker) structure() error {
 				c.add("manifest", key, m.Join(gen+layout.ManifestExt), repairGC, "missing although the slot is READY: a third party deleted it")
 				continue
 			}
-			c.generation(key, w.Generation())
+			ready = append(ready, published{key, w.Generation()})
 			if t.Hint(slot, layout.HintLoadStart) != 0 && c.keyFree(key) {
 				c.add("loading", key, tablePath, repairGC, "slot %d: the loader of a replacement died", slot)
 			}
 		}
 	}
+	found := make([]checker, len(ready))
+	parallel(len(ready), func(i int) {
+		found[i] = checker{p: c.p, only: c.only}
+		found[i].generation(ready[i].key, ready[i].gen)
+	})
+	for i := range found {
+		c.problems = append(c.problems, found[i].problems...)
+	}
 	for _, n := range names {
 		epoch, gen, ext, ok := layout.ParseGenName(n)
+		if ok && epoch == id.Epoch && named[gen] {
+			continue
+		}
 		stem := layout.GenName(epoch, gen)
 		switch {
-		case ok && epoch == id.Epoch && named[gen]:
 		case ok && ext == layout.ManifestExt:
 			if f, _, err := m.Open(n); err == nil {
 				if lockfile.TryExclusive(f) == nil {

@@ -10,6 +10,7 @@ import (
 	"time"
 
 	"github.com/onecopy/onecopy/internal/layout"
+	"github.com/onecopy/onecopy/lockfile"
 	"github.com/onecopy/onecopy/shm"
 )
 
@@ -31,7 +32,7 @@ var (
 
 	// Getting a model.
 	ErrNotFound       = errors.New("not loaded")            // no generation of this key is published
-	ErrBusy           = errors.New("held by somebody else") // READY, but its manifest stays exclusively locked
+	ErrBusy           = errors.New("held by somebody else") // READY, but its manifest stays exclusively locked; of a load: somebody can still write what it made
 	ErrGone           = errors.New("removed while in use")  // a third party deleted files under the lease
 	ErrTimeout  error = timeoutError{}                      // the wait for another loader, or for a lock, ended; also context.DeadlineExceeded
 
@@ -97,6 +98,9 @@ func opErr(op, key string, err error) error {
 	}
 	if (errors.Is(err, syscall.EMFILE) || errors.Is(err, syscall.ENFILE)) && !errors.Is(err, ErrLimit) {
 		err = fmt.Errorf("%w: raise it (ulimit -n, sysctl fs.file-max): %w", ErrLimit, err)
+	}
+	if (errors.Is(err, lockfile.ErrLocked) || errors.Is(err, shm.ErrWriter)) && !errors.Is(err, ErrBusy) {
+		err = fmt.Errorf("%w: %w", ErrBusy, err)
 	}
 	return &Error{Op: op, Key: key, Err: err}
 }

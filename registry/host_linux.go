@@ -6,7 +6,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"os"
 	"sync"
 
 	"golang.org/x/sys/unix"
@@ -26,7 +25,7 @@ type host struct {
 	// twice at the same moment; striped by key.
 	attaching [64]sync.Mutex
 
-	cannotWrite error // why this process may load nothing, found at Open
+	foreign error // why this process may only read: the registry is another user's
 }
 
 func (h *host) open(r *Registry) error {
@@ -36,16 +35,10 @@ func (h *host) open(r *Registry) error {
 		return err
 	}
 	h.place = p
-	switch {
-	case p.top.Owner() != uint32(os.Geteuid()):
-		h.cannotWrite = fmt.Errorf("%w: %s belongs to uid %d", ErrReadOnly, r.dir, p.top.Owner())
-	default:
-		// A full tmpfs has no room for the probe's page; that proves nothing.
-		if err := p.top.ProbeLocks(); err != nil && !errors.Is(err, ErrNoSpace) {
-			h.cannotWrite = err
-		}
+	if !p.mine {
+		h.foreign = fmt.Errorf("%w: %s belongs to uid %d", ErrReadOnly, r.dir, p.top.Owner())
 	}
-	if h.cannotWrite == nil && !r.opts.MustExist && p.untidy() {
+	if h.foreign == nil && !r.opts.MustExist && p.untidy() && h.cannotWrite(p) == nil {
 		// Open has no context: if somebody holds T, he or the next collects.
 		_, err = h.collect(context.Background(), p, true)
 		if err != nil && !errors.Is(err, lockfile.ErrLocked) && !errors.Is(err, errGone) {
@@ -53,6 +46,20 @@ func (h *host) open(r *Registry) error {
 			p.unref()
 			return err
 		}
+	}
+	return nil
+}
+
+// cannotWrite says why this process may load and remove nothing. What locks rest
+// on is tried once per process, when it first writes: one that only attaches
+// need not know.
+func (h *host) cannotWrite(p *place) error {
+	if h.foreign != nil {
+		return h.foreign
+	}
+	// A full tmpfs has no room for the probe's page; that proves nothing.
+	if err := p.top.ProbeLocks(); !errors.Is(err, ErrNoSpace) {
+		return err
 	}
 	return nil
 }

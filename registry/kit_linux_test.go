@@ -191,6 +191,7 @@ var sentinels = map[string]error{
 	"ErrNotFound": ErrNotFound, "ErrBusy": ErrBusy, "ErrGone": ErrGone, "ErrTimeout": ErrTimeout,
 	"ErrSource": ErrSource, "ErrSourceChanged": ErrSourceChanged, "ErrLoadFailed": ErrLoadFailed,
 	"ErrNoSpace": ErrNoSpace, "ErrTableFull": ErrTableFull, "ErrNestedLoad": ErrNestedLoad, "ErrInUse": ErrInUse,
+	"ErrProof": ErrProof, "ErrNoPrevious": ErrNoPrevious, "ErrConfig": ErrConfig,
 	"Unsupported": errors.ErrUnsupported,
 }
 

@@ -6,18 +6,12 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"io/fs"
 	"os"
-	"runtime"
 	"sync"
 	"sync/atomic"
 	"time"
 
-	"github.com/edsrzf/mmap-go"
-	"golang.org/x/sys/unix"
-
 	"github.com/onecopy/onecopy/internal/crashpoint"
-	"github.com/onecopy/onecopy/internal/digest"
 	"github.com/onecopy/onecopy/internal/layout"
 	"github.com/onecopy/onecopy/lockfile"
 	"github.com/onecopy/onecopy/shm"
@@ -67,10 +61,10 @@ func (r *Registry) getOrLoad(ctx context.Context, key string, src *Source) (a *a
 				return nil, false, err
 			}
 		}
-		if no := r.host.cannotWrite; no != nil {
+		if no := r.host.foreign; no != nil {
 			// What is loaded can be used, and a load that runs awaited. Anything
 			// else takes a writer.
-			if !errors.Is(no, ErrReadOnly) || src.Replace || !errors.Is(err, ErrNotFound) {
+			if src.Replace || !errors.Is(err, ErrNotFound) {
 				return nil, false, no
 			}
 			if wait == nil {
@@ -146,7 +140,7 @@ func (h *host) awaitForeign(ctx context.Context, key string) error {
 		case state == layout.Ready && delay > time.Millisecond:
 			return nil // it was loading before
 		case state != layout.Loading && state != layout.Ready:
-			return h.cannotWrite
+			return h.foreign
 		}
 		// READY at the first look although the attach missed: it has just been
 		// published, or its manifest is gone, and then this ends with ctx.
@@ -163,20 +157,26 @@ func (h *host) awaitForeign(ctx context.Context, key string) error {
 // load is the loader's half of the protocol: it returns with the key's model,
 // loaded by this call or by somebody else while it waited.
 func (h *host) load(ctx context.Context, key string, src *Source) (a *attachment, loaded bool, err error) {
-	plan, err := src.survey()
-	if err != nil {
-		return nil, false, err
-	}
 	p, err := h.here()
 	if err != nil {
 		return nil, false, err
 	}
 	defer p.unref()
+	if no := h.cannotWrite(p); no != nil {
+		return nil, false, no
+	}
+	plan, err := src.survey()
+	if err != nil {
+		return nil, false, err
+	}
 	begun := time.Now()
 	wait, cancel := context.WithTimeout(ctx, h.r.opts.LoadTimeout)
-	held, err := p.lockKey(wait, layout.Stripe(key))
+	held, err := p.lockKey(wait, layout.Stripe(key), p.published(key, src), &h.r.stats.waits)
 	cancel()
 	if err != nil {
+		if errors.Is(err, errAgain) {
+			return nil, false, err
+		}
 		if errors.Is(err, errGone) {
 			return nil, false, errAgain
 		}
@@ -234,6 +234,26 @@ func (h *host) load(ctx context.Context, key string, src *Source) (a *attachment
 	return a, true, nil
 }
 
+// published is what a load that has to wait for another one asks when its turn
+// comes: has a generation been published since? Then nobody needs the lock to
+// attach it.
+func (p *place) published(key string, src *Source) func() bool {
+	if src.Replace {
+		return nil
+	}
+	word := func() layout.Word {
+		if f, ok, err := p.find(key); ok && err == nil {
+			return f.Word
+		}
+		return 0
+	}
+	was := word()
+	return func() bool {
+		is := word()
+		return is != was && is.State() == layout.Ready
+	}
+}
+
 // waitErr names the process that is loading, as a hint.
 func (h *host) waitErr(err error, p *place, key string) error {
 	if !errors.Is(err, context.DeadlineExceeded) || p == nil {
@@ -267,7 +287,9 @@ type loader struct {
 	need atomic.Int64 // bytes admitted
 	more sync.Mutex   // held to have more admitted
 
-	swept bool // what the dead left was collected
+	looked bool  // whether the dead left anything
+	swept  bool  // it was collected
+	stuck  error // why something that was to make room is still there
 
 	taken   atomic.Int64 // bytes that Reserve was asked for
 	trusted atomic.Int64 // of them, since the memory was looked at last
@@ -278,7 +300,7 @@ type loader struct {
 	sealed  []*shm.Sealed // the files, in the manifest's order
 	closing []func() error
 	linked  bool
-	lease   mmap.MMap
+	lease   shm.Mapping
 }
 
 func (l *loader) run(ctx context.Context) (a *attachment, err error) {
@@ -302,7 +324,7 @@ func (l *loader) run(ctx context.Context) (a *attachment, err error) {
 		case a != nil:
 			a.detach()
 			a = nil
-		case l.lease != nil:
+		default:
 			_ = l.lease.Unmap()
 		}
 	}()
@@ -312,7 +334,7 @@ func (l *loader) run(ctx context.Context) (a *attachment, err error) {
 			if a, err = l.attach(); err == nil {
 				if l.replace || l.src.prove != nil {
 					// What has a name is counted by it: publishing may be far.
-					l.tellReserved(0)
+					l.note(0, layout.HintReserved, layout.HintPromised)
 				}
 				if l.src.prove != nil {
 					err = l.src.prove(context.WithValue(ctx, loadingKey{}, true), &a.borrowed)
@@ -344,7 +366,7 @@ func (l *loader) attach() (*attachment, error) {
 	if len(l.man.Files) == 1 {
 		if _, err := a.fileBytes(0); err != nil {
 			a.detach()
-			l.lease = nil
+			l.lease = shm.Mapping{}
 			return nil, err
 		}
 	}
@@ -357,9 +379,12 @@ func (l *loader) claim(ctx context.Context) error {
 		var gone []removal
 		err := l.p.withTable(ctx, "load.lock-table", func(t *tx) (err error) {
 			gone, err = l.claimLocked(t)
+			if errors.Is(err, ErrNoSpace) || errors.Is(err, ErrTableFull) {
+				t.Count(layout.CountLoadErrors, 1) // the others are counted when they give up
+			}
 			return err
 		})
-		l.p.removeAll(gone)
+		l.remove(gone)
 		if !errors.Is(err, errAgain) {
 			return err
 		}
@@ -370,12 +395,14 @@ func (l *loader) claim(ctx context.Context) error {
 // claimLocked returns errAgain when it made room and memory has to be freed,
 // outside T, before the next try.
 func (l *loader) claimLocked(t *tx) (gone []removal, err error) {
-	first := !l.swept
+	gone = t.buryStripe(layout.Stripe(l.key), l.key, &l.h.r.stats.takeovers)
+	first := !l.looked
 	if first {
-		l.swept = true
-		gone = t.collect(&GCReport{})
+		l.looked = true
+		if l.p.untidy() || t.expires() {
+			gone = append(gone, l.sweep(t)...)
+		}
 	}
-	gone = append(gone, t.buryStripe(layout.Stripe(l.key), l.key, &l.h.r.stats.takeovers)...)
 	slot, w, err := l.look(t, &gone)
 	if err != nil {
 		return gone, err
@@ -386,7 +413,7 @@ func (l *loader) claimLocked(t *tx) (gone []removal, err error) {
 		return gone, errAgain
 	}
 	if deaths := t.Hint(slot, layout.HintDeaths); deaths >= maxDeaths && t.keyIs(slot, l.key) {
-		if at, n := t.Hint(slot, layout.HintRetryAfter), now(); at > n && at-n <= uint64(longPause) && !l.p.otherBoot {
+		if at, n := t.Hint(slot, layout.HintRetryAfter), now(); at > n && at-n <= uint64(longPause) && !l.p.otherBoot() {
 			return gone, &LoadFailedError{Deaths: int(deaths), RetryAfter: time.Duration(at - n)}
 		}
 	}
@@ -412,6 +439,7 @@ func (l *loader) claimLocked(t *tx) (gone []removal, err error) {
 		l.word = layout.MakeWord(layout.Loading, l.gen)
 	}
 	t.SetHint(slot, layout.HintReserved, uint64(need))
+	t.SetHint(slot, layout.HintPromised, uint64(need))
 	t.SetHint(slot, layout.HintLoaderPID, uint64(os.Getpid()))
 	t.SetHint(slot, layout.HintLoadStart, now())
 	if l.word != w && !t.CompareAndSwap(slot, w, l.word) {
@@ -421,6 +449,12 @@ func (l *loader) claimLocked(t *tx) (gone []removal, err error) {
 	t.end()
 	crashpoint.Hit("load.unlock-table")
 	return gone, nil
+}
+
+// sweep collects what the dead left, once.
+func (l *loader) sweep(t *tx) []removal {
+	l.swept = true
+	return t.collect(&GCReport{})
 }
 
 // look finds the slot to load into: the key's own, or a free one. A slot of -1
@@ -471,392 +505,4 @@ func (t *tx) canLease(w layout.Word) bool {
 	}
 	defer f.Close()
 	return lockfile.TryShared(f) == nil
-}
-
-// fillAll makes the segments, the manifest and the digests file, none of which
-// has a name yet, and takes the lease.
-func (l *loader) fillAll(ctx context.Context) error {
-	l.fill.Threads = l.h.r.opts.Threads
-	if l.fill.Threads <= 0 {
-		l.fill.Threads = min(2, runtime.GOMAXPROCS(0))
-	}
-	l.fill.Reserve = l.reserve
-	l.fill.Progress = l.progress
-	var sums [][]byte
-	var err error
-	if l.src.Load != nil {
-		sums, err = l.runLoad(ctx)
-	} else {
-		sums, err = l.copyAll(ctx)
-	}
-	if err != nil {
-		return err
-	}
-	var chunks [][layout.DigestSize]byte
-	for i := range l.plan.files {
-		l.plan.files[i].Digest = digest.Root(l.plan.files[i].Size, sums[i])
-		for s := sums[i]; len(s) > 0; s = s[layout.DigestSize:] {
-			chunks = append(chunks, [layout.DigestSize]byte(s))
-		}
-	}
-	id := l.p.table.Identity()
-	l.man = &layout.Manifest{
-		Schema: layout.SchemaVersion, Key: l.key, Name: layout.SafeName(l.key),
-		Epoch: layout.Hex64(id.Epoch), Generation: l.gen, Backing: layout.BackingShm,
-		ChunkBytes: digest.ChunkBytes, Origin: l.plan.origin,
-		LoadedAt: time.Now().UTC().Truncate(time.Millisecond), LoadSeconds: time.Since(l.started).Seconds(),
-		Fill: l.fill.Stats(), Files: l.plan.files,
-	}
-	for _, f := range l.plan.files {
-		l.man.Bytes += f.Size
-	}
-	text, err := l.man.Encode()
-	if err != nil {
-		return err
-	}
-	manifest, err := l.small(ctx, layout.ManifestExt, text)
-	if err != nil {
-		return err
-	}
-	digests, err := l.small(ctx, layout.DigestsExt, layout.EncodeDigests(l.man, digest.Algorithm, chunks))
-	if err != nil {
-		return err
-	}
-	// The lease, before anything has a name: the collector leaves a generation
-	// whose manifest is locked alone.
-	if err := lockfile.TryShared(manifest.File()); err != nil {
-		return err
-	}
-	if l.lease, err = mmap.MapRegion(manifest.File(), len(text), mmap.RDONLY, 0, 0); err != nil {
-		return &fs.PathError{Op: "mmap", Path: manifest.File().Name(), Err: err}
-	}
-	l.sealed = append(l.sealed, manifest, digests)
-	return nil
-}
-
-// small makes the manifest or the digests file.
-func (l *loader) small(ctx context.Context, ext string, b []byte) (*shm.Sealed, error) {
-	p, err := l.p.m.NewPending(layout.GenName(l.p.table.Identity().Epoch, l.gen) + ext)
-	if err != nil {
-		return nil, err
-	}
-	defer p.Abort()
-	if _, err := p.WriteAt(b, 0); err != nil {
-		return nil, err
-	}
-	return l.seal(ctx, p)
-}
-
-func (l *loader) seal(ctx context.Context, p *shm.Pending) (*shm.Sealed, error) {
-	s, err := p.Seal(ctx)
-	if err == nil {
-		l.closing = append(l.closing, s.Close)
-	}
-	return s, err
-}
-
-// copyAll fills one segment per file of the source.
-func (l *loader) copyAll(ctx context.Context) (sums [][]byte, err error) {
-	for i := range l.plan.files {
-		sum, err := l.copyFile(ctx, i)
-		if errors.Is(err, shm.ErrWriter) {
-			// Somebody, a child of fork for instance, could still write the first
-			// copy. Nobody ever had the second one.
-			sum, err = l.copyFile(ctx, i)
-		}
-		if err != nil {
-			return nil, err
-		}
-		sums = append(sums, sum)
-	}
-	return sums, nil
-}
-
-func (l *loader) copyFile(ctx context.Context, i int) ([]byte, error) {
-	want := l.plan.files[i]
-	// Not blocking, should a FIFO have taken the file's place since the survey.
-	src, err := os.OpenFile(l.plan.paths[i], os.O_RDONLY|unix.O_NONBLOCK, 0)
-	if err != nil {
-		return nil, l.sourceErr(err)
-	}
-	defer src.Close()
-	if err := l.unchanged(src, want); err != nil {
-		return nil, err
-	}
-	p, err := l.p.m.NewPending(want.Path)
-	if err != nil {
-		return nil, err
-	}
-	defer p.Abort()
-	sum, err := p.Copy(ctx, src, want.Size, &l.fill)
-	if err != nil {
-		return nil, err
-	}
-	if err := l.unchanged(src, want); err != nil {
-		return nil, err
-	}
-	s, err := l.seal(ctx, p)
-	if err != nil {
-		return nil, err
-	}
-	l.sealed = append(l.sealed, s)
-	return sum, nil
-}
-
-func (l *loader) unchanged(src *os.File, want layout.ManifestFile) error {
-	fi, err := src.Stat()
-	switch {
-	case err != nil:
-		return l.sourceErr(err)
-	case !fi.Mode().IsRegular():
-		return fmt.Errorf("%w: %s is a %s now", ErrSource, src.Name(), describe(fi.Mode()))
-	case fi.Size() != want.Size:
-		return fmt.Errorf("%w: %s changed during the load: %d bytes, then %d", ErrSource, src.Name(), want.Size, fi.Size())
-	case fi.ModTime().UnixNano() != want.ModTime:
-		return fmt.Errorf("%w: %s was written to during the load", ErrSource, src.Name())
-	}
-	return nil
-}
-
-func (l *loader) sourceErr(err error) error {
-	if errors.Is(err, ErrLimit) {
-		return err
-	}
-	return fmt.Errorf("%w: %w", ErrSource, err)
-}
-
-// reserve is asked before every window: is the memory still there? The claim
-// admitted the model as a whole, but the tmpfs and the cgroup have other users.
-func (l *loader) reserve(n int64, again bool) error {
-	if !again {
-		if taken := l.taken.Add(n); taken > l.need.Load() {
-			if err := l.extend(taken); err != nil {
-				l.taken.Add(-n)
-				return err
-			}
-		}
-	}
-	// The files that tell cost more to read than a small file to copy.
-	if l.trusted.Add(n) < memoryStep && !again {
-		return nil
-	}
-	l.trusted.Store(0)
-	return l.checkMemory(n)
-}
-
-// progress tells the caller, and now and then the table, how far the load is.
-func (l *loader) progress(n int64) {
-	done := l.filled.Add(n)
-	if l.src.Progress != nil {
-		l.src.Progress(done, l.plan.bytes)
-	}
-	if last := l.noted.Load(); done-last >= noteEvery && l.noted.CompareAndSwap(last, done) {
-		l.tellReserved(max(0, l.need.Load()-done))
-	}
-}
-
-// tellReserved tells the table, if it can be had at once, how many bytes are
-// still to be allocated.
-func (l *loader) tellReserved(n int64) {
-	_ = l.p.tryTable("load.note", func(t *tx) error {
-		if t.keyIs(l.slot, l.key) {
-			t.SetHint(l.slot, layout.HintReserved, uint64(n))
-		}
-		return nil
-	})
-}
-
-// link gives the generation its names, the manifest first: its lock protects
-// what follows, and only the slot makes it visible.
-func (l *loader) link() error {
-	gen := layout.GenName(uint64(l.man.Epoch), l.gen)
-	n := len(l.plan.files)
-	manifest, digests := l.sealed[n], l.sealed[n+1]
-	m := l.p.m
-	l.linked = true
-	if err := manifest.Link(m, gen+layout.ManifestExt); err != nil {
-		return l.linkErr(err)
-	}
-	crashpoint.Hit("load.link-manifest")
-	if err := digests.Link(m, gen+layout.DigestsExt); err != nil {
-		return l.linkErr(err)
-	}
-	crashpoint.Hit("load.link-digests")
-	made := map[string]bool{}
-	mkdir := func(dir string) error {
-		if made[dir] {
-			return nil
-		}
-		made[dir] = true
-		return m.Mkdir(dir, m.Perm()&0o777)
-	}
-	folder := gen + "/" + l.man.Name
-	for _, dir := range []string{gen, folder} {
-		if err := mkdir(dir); err != nil {
-			return l.linkErr(err)
-		}
-	}
-	crashpoint.Hit("load.mkdir")
-	for i, f := range l.man.Files {
-		for j, c := range f.Path {
-			if c == '/' {
-				if err := mkdir(folder + "/" + f.Path[:j]); err != nil {
-					return l.linkErr(err)
-				}
-			}
-		}
-		if err := l.sealed[i].Link(m, folder+"/"+f.Path); err != nil {
-			return l.linkErr(err)
-		}
-		crashpoint.Hit("load.link-payload")
-	}
-	return nil
-}
-
-// linkErr: a directory that vanished under us means that the registry did.
-func (l *loader) linkErr(err error) error {
-	if errors.Is(err, fs.ErrNotExist) {
-		if l.p.isGone() {
-			return errGone
-		}
-		return fmt.Errorf("%w: %w", ErrGone, err)
-	}
-	return err
-}
-
-// publish makes the generation visible: one change of the slot's word.
-func (l *loader) publish(ctx context.Context) error {
-	ready := layout.MakeWord(layout.Ready, l.gen)
-	for {
-		var gone []removal
-		err := l.p.withTable(ctx, "publish.lock-table", func(t *tx) error {
-			w := t.Word(l.slot)
-			switch {
-			case w == l.word && t.keyIs(l.slot, l.key):
-				l.settle(t, l.slot)
-				if !t.CompareAndSwap(l.slot, w, ready) {
-					return errAgain
-				}
-			case l.word.State() == layout.Ready:
-				// The generation that we replace was evicted meanwhile, and the
-				// slot may be another key's by now. K is still ours.
-				slot, w, err := l.look(t, &gone)
-				if err != nil {
-					return err
-				}
-				if slot < 0 {
-					return errAgain
-				}
-				if w.State() == layout.Free {
-					t.rename(slot, l.key)
-					t.IndexInsert(slot, l.key)
-					t.newLife(slot)
-				}
-				l.settle(t, slot)
-				if !t.CompareAndSwap(slot, w, ready) {
-					return errAgain
-				}
-				l.slot = slot
-				crashpoint.Hit("publish.claim-evicted")
-			default:
-				return fmt.Errorf("%w: slot %d was changed from %v to %v although its load lock is held", ErrCorrupt, l.slot, l.word, w)
-			}
-			crashpoint.Hit("publish.ready")
-			l.note(t)
-			t.end()
-			crashpoint.Hit("publish.unlock-table")
-			return nil
-		})
-		l.p.removeAll(gone)
-		if !errors.Is(err, errAgain) {
-			return err
-		}
-	}
-}
-
-// newLife clears what ended with the model that a FREE slot held last: only deaths
-// and back-off of its key outlive it.
-func (t *tx) newLife(slot int) {
-	for _, h := range []layout.Hint{
-		layout.HintPin, layout.HintTTL, layout.HintPrevious, layout.HintAttaches,
-		layout.HintLastAttach, layout.HintLastRelease, layout.HintIdleSince,
-	} {
-		t.SetHint(slot, h, 0)
-	}
-}
-
-// settle stores what has to be true as soon as the word changes: a loader that is
-// killed right after that has not failed, and an undo must not go back too far.
-func (l *loader) settle(t *tx, slot int) {
-	previous := uint64(0)
-	if l.old.State() == layout.Ready {
-		previous = l.old.Generation()
-	}
-	t.SetHint(slot, layout.HintPrevious, previous)
-	t.SetHint(slot, layout.HintLoadStart, 0)
-}
-
-// note stores the hints and counters of a finished load. T is held.
-func (l *loader) note(t *tx) {
-	for h, v := range map[layout.Hint]uint64{
-		layout.HintBytes: uint64(l.man.Bytes), layout.HintDeaths: 0, layout.HintRetryAfter: 0,
-		layout.HintReserved: 0, layout.HintLoaderPID: 0,
-		layout.HintLastAttach: now(), layout.HintIdleSince: 0,
-	} {
-		t.SetHint(l.slot, h, v)
-	}
-	if l.old.State() == layout.Ready {
-		t.Count(layout.CountReplaced, 1)
-	}
-	t.Count(layout.CountLoads, 1)
-	t.Count(layout.CountLoadNanos, uint64(time.Since(l.started)))
-	t.Count(layout.CountLoadBytes, uint64(l.man.Bytes))
-	t.Count(layout.CountCollapsedBytes, uint64(l.man.Fill.Collapsed))
-	t.Count(layout.CountFallbacks, uint64(l.man.Fill.Fallbacks))
-}
-
-// abort undoes a load that failed: what was linked goes, the manifest first, and
-// the slot becomes free. Should T not be had within a moment, the next holder of
-// K does it.
-func (l *loader) abort() {
-	for _, c := range l.closing {
-		_ = c()
-	}
-	l.closing = nil
-	crashpoint.Hit("abort.drop-files")
-	gen := layout.GenName(l.p.table.Identity().Epoch, l.gen)
-	if l.linked {
-		_ = l.p.m.Unlink(gen + layout.ManifestExt)
-		crashpoint.Hit("abort.unlink-manifest")
-		l.p.removeAll([]removal{{gen, byAbort}})
-	}
-	ctx, cancel := context.WithTimeout(context.Background(), 5*time.Second)
-	defer cancel()
-	p := l.p
-	if p.isGone() {
-		// Of the registry as it is now the table may still be the same.
-		now, err := l.h.here()
-		if err != nil {
-			return
-		}
-		defer now.unref()
-		if now.stat.Ino != p.stat.Ino || now.table.Identity() != p.table.Identity() {
-			return
-		}
-		p = now
-	}
-	_ = p.withTable(ctx, "abort.lock-table", func(t *tx) error {
-		if !t.keyIs(l.slot, l.key) || l.word.State() == layout.Loading && t.Word(l.slot) != l.word {
-			return nil
-		}
-		for _, h := range []layout.Hint{layout.HintReserved, layout.HintLoaderPID, layout.HintLoadStart} {
-			t.SetHint(l.slot, h, 0)
-		}
-		if l.word.State() == layout.Loading {
-			t.free(l.slot, l.word)
-		}
-		t.Count(layout.CountLoadErrors, 1)
-		crashpoint.Hit("abort.free")
-		return nil
-	})
 }

@@ -28,10 +28,10 @@ type attachment struct {
 	bytes    int64
 	manifest *layout.Manifest
 	path     string
-	refs     atomic.Int64 // 0 is dead for ever
-	models   atomic.Int64 // open Models, for the report of forgotten ones
-	kept     atomic.Bool  // Use holds a reference
-	borrowed Model        // what Use hands out
+	refs     atomic.Uint64 // see references
+	models   atomic.Int64  // open Models, for the report of forgotten ones
+	kept     atomic.Bool   // Use holds a reference
+	borrowed Model         // what Use hands out
 	known    atomic.Pointer[Source]
 	tie      tie // the platform's half: lease and table
 
@@ -50,21 +50,44 @@ func newAttachment(r *Registry, man *layout.Manifest) *attachment {
 	return a
 }
 
+// An attachment counts in one word, so that a hit costs one atomic change: the
+// references in the low half, of which 0 is dead for ever, and in the high half
+// the hits that the registry's statistics do not have yet.
+const oneHit = 1 << 32
+
+// hitsAtOnce is how many hits the statistics get at a time.
+const hitsAtOnce = 1024
+
+func (a *attachment) references() uint32 { return uint32(a.refs.Load()) }
+
 // ref takes a reference unless the last one is gone.
-func (a *attachment) ref() bool {
+func (a *attachment) ref() bool { return a.add(1) != 0 }
+
+// hit is ref for a hit, of which every hitsAtOnce-th is due to look whether the
+// table itself was deleted.
+func (a *attachment) hit() (ok, due bool) {
+	n := a.add(1 + oneHit)
+	if due = n/oneHit == hitsAtOnce; due {
+		a.refs.Add(^uint64(hitsAtOnce*oneHit - 1)) // minus
+		a.r.stats.hits.Add(hitsAtOnce)
+	}
+	return n != 0, due
+}
+
+func (a *attachment) add(d uint64) uint64 {
 	for {
 		n := a.refs.Load()
-		if n <= 0 {
-			return false
+		if uint32(n) == 0 {
+			return 0
 		}
-		if a.refs.CompareAndSwap(n, n+1) {
-			return true
+		if a.refs.CompareAndSwap(n, n+d) {
+			return n + d
 		}
 	}
 }
 
 func (a *attachment) unref() {
-	if a.refs.Add(-1) == 0 {
+	if uint32(a.refs.Add(^uint64(0))) == 0 {
 		a.r.dropLocal(a)
 		a.detach()
 	}

@@ -4,7 +4,6 @@ package registry
 
 import (
 	"context"
-	"crypto/rand"
 	"encoding/binary"
 	"encoding/hex"
 	"errors"
@@ -33,18 +32,24 @@ import (
 type place struct {
 	top, v1, m *shm.Dir
 	w          *shm.Dir // nil for those who may only read
-	file       *os.File // the table, for fstat
+	fd         int      // the table, for fstat
 	stat       unix.Stat_t
-	mem        mmap.MMap
+	mem        shm.Mapping
 	table      *layout.Table
 
-	mine      bool // this process's user owns it
-	otherBoot bool // the table was made before this machine started: its times mean nothing
+	mine bool // this process's user owns it
 
 	refs atomic.Int64
 	gone atomic.Bool
 
-	keys [layout.Stripes]keyQueue
+	boot struct {
+		sync.Once
+		other bool
+	}
+	keys struct {
+		sync.Mutex
+		queues map[int]*keyQueue // by stripe; made when the first goroutine waits
+	}
 }
 
 // Errors that never leave the package: they say how to go on.
@@ -71,7 +76,7 @@ func openPlaceOnce(dir string, o *Options, create bool) (p *place, err error) {
 	if o.Mode == 0o755 {
 		perm = 0o755
 	}
-	p = &place{}
+	p = &place{fd: -1}
 	mine := true
 	defer func() {
 		if err != nil {
@@ -103,10 +108,6 @@ func openPlaceOnce(dir string, o *Options, create bool) (p *place, err error) {
 	if err != nil {
 		return p, err
 	}
-	if boot, ok := bootID(); ok {
-		made := p.table.Identity().BootID
-		p.otherBoot = made != boot && made != [16]byte{}
-	}
 	if p.m, err = p.v1.Sub(layout.ModelsDir, perm, mine); err != nil {
 		return p, err
 	}
@@ -129,22 +130,20 @@ func openPlaceOnce(dir string, o *Options, create bool) (p *place, err error) {
 	return p, nil
 }
 
-func (p *place) openTable() error {
-	f, st, err := p.v1.Open(layout.TableFile)
-	if err != nil {
+func (p *place) openTable() (err error) {
+	if p.fd, p.stat, err = p.v1.OpenFD(layout.TableFile); err != nil {
 		return err
 	}
-	p.file, p.stat = f, *st
-	if st.Size < layout.HeaderSize || st.Size > int64(layout.TableSize(layout.MaxSlots)) {
-		return fmt.Errorf("%w: %s has %d bytes", ErrCorrupt, f.Name(), st.Size)
+	path := p.v1.Join(layout.TableFile)
+	if p.stat.Size < layout.HeaderSize || p.stat.Size > int64(layout.TableSize(layout.MaxSlots)) {
+		return fmt.Errorf("%w: %s has %d bytes", ErrCorrupt, path, p.stat.Size)
 	}
-	if p.mem, err = mmap.MapRegion(f, int(st.Size), mmap.RDONLY, 0, 0); err != nil {
-		return &fs.PathError{Op: "mmap", Path: f.Name(), Err: err}
+	if p.mem, err = shm.Map(p.fd, p.stat.Size, false); err != nil {
+		return &fs.PathError{Op: "mmap", Path: path, Err: err}
 	}
-	_ = unix.Madvise(p.mem, unix.MADV_DONTDUMP)
 	return guarded(func() error {
-		p.table, err = layout.NewTable(p.mem)
-		return tableErr(f.Name(), err)
+		p.table, err = layout.NewTable(p.mem.Bytes)
+		return tableErr(path, err)
 	})
 }
 
@@ -166,7 +165,9 @@ func (p *place) createTable(o *Options) error {
 	}
 	for id.Epoch == 0 {
 		var b [8]byte
-		rand.Read(b[:])
+		if _, err := unix.Getrandom(b[:], 0); err != nil {
+			return os.NewSyscallError("getrandom", err)
+		}
 		id.Epoch = binary.LittleEndian.Uint64(b[:])
 	}
 	id.BootID, _ = bootID()
@@ -175,6 +176,18 @@ func (p *place) createTable(o *Options) error {
 		return err
 	}
 	return p.v1.Create(layout.TableFile, image, 0o644)
+}
+
+// otherBoot reports whether the table was made before this machine started: its
+// times mean nothing. It is asked only when a time matters.
+func (p *place) otherBoot() bool {
+	p.boot.Do(func() {
+		if boot, ok := bootID(); ok {
+			made := p.table.Identity().BootID
+			p.boot.other = made != boot && made != [16]byte{}
+		}
+	})
+	return p.boot.other
 }
 
 // bootID is the kernel's name for the time since this machine started.
@@ -213,19 +226,18 @@ func (p *place) destroy() {
 			d.Close()
 		}
 	}
-	if p.mem != nil {
-		_ = p.mem.Unmap()
-	}
-	if p.file != nil {
-		p.file.Close()
+	_ = p.mem.Unmap()
+	if p.fd >= 0 {
+		unix.Close(p.fd)
 	}
 }
 
 // isGone asks the kernel whether the table, and the folder of the models, still
-// have a name.
+// have a name. If the kernel cannot tell they have: opening the registry anew
+// would not help.
 func (p *place) isGone() bool {
 	var st unix.Stat_t
-	if p.gone.Load() || unix.Fstat(int(p.file.Fd()), &st) != nil || st.Nlink == 0 || st.Size != p.stat.Size || !p.m.Alive() {
+	if p.gone.Load() || unix.Fstat(p.fd, &st) == nil && (st.Nlink == 0 || st.Size != p.stat.Size) || !p.m.Alive() {
 		p.gone.Store(true)
 		return true
 	}
@@ -281,9 +293,10 @@ func faultErr(x any) error {
 // mapping that does not outlive the lock.
 type tx struct {
 	layout.Editor
-	p    *place
-	held *lockfile.Held
-	mem  mmap.MMap
+	p     *place
+	held  *lockfile.Held
+	mem   mmap.MMap
+	inUse []int // see used
 }
 
 // withTable runs fn under T, waiting for it until ctx ends. errGone: the
@@ -314,19 +327,19 @@ func (p *place) locked(step string, fn func(*tx) error, lock func(*lockfile.File
 	t := &tx{p: p, held: held}
 	defer t.end()
 	crashpoint.Hit(step)
-	if p.isGone() || !p.v1.Same(layout.TableFile, &p.stat) {
+	if p.gone.Load() || !p.m.Alive() {
 		p.gone.Store(true)
 		return errGone
 	}
 	f, st, err := p.v1.OpenWritable(layout.TableFile)
 	if err != nil {
-		if errors.Is(err, fs.ErrNotExist) { // deleted since we looked
+		if errors.Is(err, fs.ErrNotExist) { // deleted
 			p.gone.Store(true)
 			return errGone
 		}
 		return err
 	}
-	if st.Ino != p.stat.Ino || st.Size != p.stat.Size {
+	if st.Ino != p.stat.Ino || st.Dev != p.stat.Dev || st.Nlink == 0 || st.Size != p.stat.Size { // made anew
 		f.Close()
 		p.gone.Store(true)
 		return errGone
@@ -340,7 +353,7 @@ func (p *place) locked(step string, fn func(*tx) error, lock func(*lockfile.File
 	_ = unix.Madvise(t.mem, unix.MADV_DONTFORK)
 	_ = unix.Madvise(t.mem, unix.MADV_DONTDUMP)
 	return guarded(func() error {
-		if t.Editor, err = layout.NewEditor(t.mem); err != nil {
+		if t.Editor, err = p.table.Edit(t.mem); err != nil {
 			return tableErr(f.Name(), err)
 		}
 		return fn(t)
@@ -369,6 +382,7 @@ type keyQueue struct {
 
 type keyWaiter struct {
 	got  chan keyGrant // capacity 1
+	done func() bool   // the lock is not wanted any more; may be nil
 	left bool          // under mu: nobody reads got any more
 }
 
@@ -378,8 +392,10 @@ type keyGrant struct {
 }
 
 // lockKey takes the load lock of a stripe. Waiting uses no processor and ends
-// with ctx.
-func (p *place) lockKey(ctx context.Context, stripe int) (*lockfile.Held, error) {
+// with ctx. If done, which may be nil, is true when the lock is granted the next
+// one in the queue gets it at once and the caller errAgain. waits, which may be
+// nil, counts those who do not get it at once.
+func (p *place) lockKey(ctx context.Context, stripe int, done func() bool, waits *atomic.Uint64) (*lockfile.Held, error) {
 	file := p.lockFile(layout.StripeLock(stripe))
 	held, err := file.TryLock()
 	if err == nil {
@@ -388,8 +404,20 @@ func (p *place) lockKey(ctx context.Context, stripe int) (*lockfile.Held, error)
 	if !errors.Is(err, lockfile.ErrLocked) {
 		return nil, p.lockErr(err)
 	}
-	q := &p.keys[stripe]
-	me := &keyWaiter{got: make(chan keyGrant, 1)}
+	if waits != nil {
+		waits.Add(1)
+	}
+	p.keys.Lock()
+	if p.keys.queues == nil {
+		p.keys.queues = map[int]*keyQueue{}
+	}
+	q := p.keys.queues[stripe]
+	if q == nil {
+		q = &keyQueue{}
+		p.keys.queues[stripe] = q
+	}
+	p.keys.Unlock()
+	me := &keyWaiter{got: make(chan keyGrant, 1), done: done}
 	q.mu.Lock()
 	q.waiting = append(q.waiting, me)
 	if !q.running {
@@ -401,6 +429,7 @@ func (p *place) lockKey(ctx context.Context, stripe int) (*lockfile.Held, error)
 		}()
 	}
 	q.mu.Unlock()
+	p.prepare()
 	select {
 	case g := <-me.got:
 		return g.held, p.lockErr(g.err)
@@ -427,29 +456,57 @@ func (p *place) lockErr(err error) error {
 	return err
 }
 
-// serve blocks for the lock and hands it to the first waiter that is still
-// there, until nobody waits.
+// serve blocks for the lock and hands it to the first waiter that still wants
+// it, until nobody waits. With 200 processes in the kernel's queue the time for
+// which each of them keeps the lock decides when the last one is through.
 func (q *keyQueue) serve(file *lockfile.File) {
 	for {
-		held, err := file.Wait()
+		held, err := file.WaitUnless(q.unwanted)
 		q.mu.Lock()
-		var next *keyWaiter
-		for next == nil && len(q.waiting) > 0 {
-			if w := q.waiting[0]; !w.left {
-				next = w
+		var still []*keyWaiter
+		for _, w := range q.waiting {
+			switch {
+			case w.left:
+			case w.isDone():
+				w.got <- keyGrant{err: errAgain}
+			case held != nil || err != nil:
+				w.got <- keyGrant{held, err}
+				held, err = nil, nil
+			default:
+				still = append(still, w)
 			}
-			q.waiting = q.waiting[1:]
 		}
-		if next != nil {
-			next.got <- keyGrant{held, err}
-		} else if held != nil {
+		q.waiting = still
+		q.running = len(still) > 0
+		again := q.running
+		q.mu.Unlock()
+		if held != nil {
 			_ = held.Unlock()
 		}
-		if len(q.waiting) == 0 {
-			q.running = false
-			q.mu.Unlock()
+		if !again {
 			return
 		}
-		q.mu.Unlock()
 	}
+}
+
+// unwanted reports whether none of the waiters would do anything with the lock.
+func (q *keyQueue) unwanted() bool {
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	for _, w := range q.waiting {
+		if !w.left && !w.isDone() {
+			return false
+		}
+	}
+	return true
+}
+
+func (w *keyWaiter) isDone() bool { return w.done != nil && w.done() }
+
+// prepare does, for a process that waits for a load lock, what its load would
+// have to do first: the kernel enters the table into its page table, and the
+// control group is looked at once.
+func (p *place) prepare() {
+	_ = unix.Madvise(p.mem.Bytes, unix.MADV_POPULATE_READ)
+	headroom()
 }

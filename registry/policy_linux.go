@@ -291,12 +291,12 @@ func (r *Registry) Undo(ctx context.Context, key string) error {
 		return opErr("undo", key, err)
 	}
 	err := r.host.each(func(p *place) error {
-		if p.w == nil || r.host.cannotWrite != nil {
-			return errors.Join(ErrReadOnly, r.host.cannotWrite)
+		if no := r.host.cannotWrite(p); p.w == nil || no != nil {
+			return errors.Join(ErrReadOnly, no)
 		}
 		wait, cancel := context.WithTimeout(ctx, r.opts.LoadTimeout)
 		defer cancel()
-		held, err := p.lockKey(wait, layout.Stripe(key))
+		held, err := p.lockKey(wait, layout.Stripe(key), nil, nil)
 		if err != nil {
 			return r.host.waitErr(err, p, key)
 		}
@@ -318,8 +318,11 @@ func (t *tx) undo(key string) error {
 	}
 	name := layout.GenName(t.Identity().Epoch, prev)
 	m, _, err := t.p.m.Open(name + layout.ManifestExt)
-	if err != nil {
+	if errors.Is(err, fs.ErrNotExist) {
 		return fmt.Errorf("%w: %w", ErrNoPrevious, err)
+	}
+	if err != nil {
+		return err
 	}
 	defer m.Close() // and with it the lock, after T is dropped
 	if err := lockfile.TryShared(m); err != nil {
@@ -336,8 +339,11 @@ func (t *tx) undo(key string) error {
 	// A linked manifest alone proves nothing: a killed replacer leaves one.
 	for _, mf := range man.Files {
 		st, err := t.p.m.Stat(name + "/" + man.Name + "/" + mf.Path)
-		if err != nil || st.Size != mf.Size {
+		switch {
+		case errors.Is(err, fs.ErrNotExist), err == nil && st.Size != mf.Size:
 			return fmt.Errorf("%w: it is incomplete: %s", ErrNoPrevious, mf.Path)
+		case err != nil:
+			return err
 		}
 	}
 	if !t.CompareAndSwap(f.Slot, f.Word, layout.MakeWord(layout.Ready, prev)) {

@@ -68,6 +68,11 @@ func (r *Registry) Counters() (Counters, error) {
 	return Counters{}, opErr("counters", "", errPrivate)
 }
 
+// HugePages is for shared models.
+func (r *Registry) HugePages(key string) (PageReport, error) {
+	return PageReport{}, opErr("pages", key, errPrivate)
+}
+
 // Charges is for shared models.
 func (r *Registry) Charges(key string) ([]Charge, error) {
 	return nil, opErr("charges", key, errPrivate)

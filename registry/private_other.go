@@ -324,7 +324,7 @@ func (r *Registry) Remove(ctx context.Context, key string) error {
 	case a == nil:
 		h.mu.Unlock()
 		return opErr("remove", key, ErrNotFound)
-	case a.refs.Load() > 1:
+	case a.references() > 1:
 		h.mu.Unlock()
 		return opErr("remove", key, &InUseError{Holders: []Holder{{Key: key, Generation: a.manifest.Generation, PID: os.Getpid(), Via: "mapping", Visible: true}}})
 	}
@@ -343,7 +343,7 @@ func (r *Registry) Entries() (entries []Entry, err error) {
 	defer r.host.mu.Unlock()
 	for key, a := range r.host.models {
 		i := info(a.manifest, a.path)
-		entries = append(entries, Entry{Key: key, State: layout.Ready.String(), Generation: a.manifest.Generation, Bytes: a.bytes, Leased: a.refs.Load() > 1, Info: &i})
+		entries = append(entries, Entry{Key: key, State: layout.Ready.String(), Generation: a.manifest.Generation, Bytes: a.bytes, Leased: a.references() > 1, Info: &i})
 	}
 	slices.SortFunc(entries, func(a, b Entry) int { return strings.Compare(a.Key, b.Key) })
 	return entries, nil
@@ -396,4 +396,13 @@ func (r *Registry) Stats() (Stats, error) {
 	}
 	s.LayoutVersion = layout.Version
 	return s, nil
+}
+
+// watchMemory is empty: there is nothing to find.
+type watchMemory struct{}
+
+func (w *Watch) look(bool) (o Overview, rep HolderReport, err error) {
+	o.Entries, _ = w.r.Entries()
+	o.Stats, err = w.r.Stats()
+	return o, rep, err
 }

@@ -160,7 +160,7 @@ func (r *Registry) Get(key string) (*Model, error) {
 // When a process gets a model with a source for the first time, the source is
 // compared with what was loaded: see Source.OnChange.
 //
-// Errors: those of Get but ErrNotFound and ErrBusy, and ErrSource,
+// Errors: those of Get but ErrNotFound, and ErrSource,
 // ErrSourceChanged, ErrLoadFailed, ErrNoSpace, ErrTableFull, ErrNestedLoad,
 // ErrPath, ErrReadOnly, ErrTimeout, context.Canceled.
 func (r *Registry) GetOrLoad(ctx context.Context, key string, src Source) (*Model, error) {
@@ -245,15 +245,29 @@ func (r *Registry) Release(key string) {
 // is still the published one.
 func (r *Registry) hit(key string) *attachment {
 	a := (*r.local.Load())[key]
-	if a == nil || !a.current() || !a.ref() {
+	if a == nil || !a.current() {
 		return nil
 	}
-	// Every 1,024th hit asks the kernel whether the table itself was deleted.
-	if n := r.stats.hits.Add(1); n%1024 == 0 && a.orphaned() {
+	ok, due := a.hit()
+	if !ok {
+		return nil
+	}
+	if due && a.orphaned() {
 		a.unref()
 		return nil
 	}
 	return a
+}
+
+// hits is the number of hits so far.
+func (r *Registry) hits() uint64 {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	n := r.stats.hits.Load()
+	for a := range r.mu.live {
+		n += a.refs.Load() / oneHit
+	}
+	return n
 }
 
 // setLocal makes a the process's mapping of its key. The caller holds a
@@ -271,7 +285,10 @@ func (r *Registry) setLocal(a *attachment) {
 func (r *Registry) dropLocal(a *attachment) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	delete(r.mu.live, a)
+	if _, live := r.mu.live[a]; live {
+		delete(r.mu.live, a)
+		r.stats.hits.Add(a.refs.Load() / oneHit)
+	}
 	if (*r.local.Load())[a.key] == a {
 		r.replaceLocal(a.key, nil)
 	}

@@ -8,6 +8,7 @@ import (
 	"io/fs"
 	"os"
 	"sync/atomic"
+	"time"
 
 	"github.com/onecopy/onecopy/internal/crashpoint"
 	"github.com/onecopy/onecopy/internal/layout"
@@ -39,14 +40,25 @@ var (
 
 // removeAll frees the memory of generations without a manifest. T is not held.
 func (p *place) removeAll(gone []removal) (freed int64) {
+	freed, _ = p.tryRemoveAll(gone) // what could not go is a leftover
+	return freed
+}
+
+// tryRemoveAll is removeAll for those who wait for the memory: the first error
+// says why there is less of it than was hoped.
+func (p *place) tryRemoveAll(gone []removal) (freed int64, err error) {
 	for _, g := range gone {
 		freed += p.m.TreeUsage(g.name) + p.m.TreeUsage(g.name+layout.DigestsExt)
-		_ = p.m.RemoveTree(g.name)
+		if e := p.m.RemoveTree(g.name); err == nil {
+			err = e
+		}
 		crashpoint.Hit(g.by.payload)
-		_ = p.m.Unlink(g.name + layout.DigestsExt)
+		if e := p.m.Unlink(g.name + layout.DigestsExt); err == nil {
+			err = e
+		}
 		crashpoint.Hit(g.by.rmdir)
 	}
-	return freed
+	return freed, err
 }
 
 func (t *tx) genName(w layout.Word) string {
@@ -69,6 +81,15 @@ func (t *tx) rename(slot int, key string) {
 		t.IndexDelete(slot, old)
 	}
 	t.SetKey(slot, key)
+	t.inUse = nil
+}
+
+// used are the slots that mean anything, which few of a table's slots do.
+func (t *tx) used() []int {
+	if t.inUse == nil {
+		t.inUse = t.Used()
+	}
+	return t.inUse
 }
 
 // lookup is Lookup that does not believe in a miss: a torn index hides a key, and
@@ -77,7 +98,7 @@ func (t *tx) lookup(key string) (f layout.Found, ok bool) {
 	if f, ok = t.Lookup(key); ok {
 		return f, true
 	}
-	if f, ok = t.Scan(key); ok && f.Word.State() != layout.Free {
+	if f, ok = t.ScanOf(t.used(), key); ok && f.Word.State() != layout.Free {
 		t.IndexInsert(f.Slot, key)
 	}
 	return f, ok
@@ -110,7 +131,7 @@ func (t *tx) free(slot int, w layout.Word) bool {
 // died while it held that lock: whoever else has an unfinished load on the
 // stripe is dead. Deaths are counted per key; takeovers counts those of key.
 func (t *tx) buryStripe(stripe int, key string, takeovers *atomic.Uint64) (gone []removal) {
-	for slot := range t.Slots() {
+	for _, slot := range t.used() {
 		w := t.Word(slot)
 		unfinished := w.State() == layout.Loading
 		if !unfinished && t.Hint(slot, layout.HintLoadStart) == 0 && t.Hint(slot, layout.HintReserved) == 0 {
@@ -140,7 +161,7 @@ func (t *tx) bury(slot int, w layout.Word) (gone []removal) {
 			t.SetHint(slot, layout.HintRetryAfter, now()+uint64(pause))
 		}
 	}
-	for _, h := range []layout.Hint{layout.HintReserved, layout.HintLoaderPID, layout.HintLoadStart} {
+	for _, h := range []layout.Hint{layout.HintPromised, layout.HintReserved, layout.HintLoaderPID, layout.HintLoadStart} {
 		t.SetHint(slot, h, 0)
 	}
 	if w.State() != layout.Loading {
@@ -153,6 +174,9 @@ func (t *tx) bury(slot int, w layout.Word) (gone []removal) {
 	t.free(slot, w)
 	t.Count(layout.CountReclaimed, 1)
 	crashpoint.Hit("reclaim.free")
+	if !t.hasFile(name) && !t.hasFile(name+layout.DigestsExt) {
+		return nil // what it had filled had no name yet, and is gone with it
+	}
 	return []removal{{name, byReclaim}}
 }
 
@@ -246,8 +270,9 @@ func (t *tx) freeSlot(gone *[]removal) (slot int, again bool, err error) {
 	if best >= 0 {
 		return best, false, nil
 	}
-	if more := t.buryDead(); len(more) > 0 {
-		*gone = append(*gone, more...)
+	more, buried := t.buryDead()
+	*gone = append(*gone, more...)
+	if buried > 0 {
 		return 0, true, nil
 	}
 	vs, _ := t.candidates("")
@@ -264,8 +289,8 @@ func (t *tx) freeSlot(gone *[]removal) (slot int, again bool, err error) {
 
 // buryDead cleans up after every dead loader of any stripe: LOADING, or bytes
 // reserved, and the load lock can be had.
-func (t *tx) buryDead() (gone []removal) {
-	for slot := range t.Slots() {
+func (t *tx) buryDead() (gone []removal, buried int) {
+	for _, slot := range t.used() {
 		w := t.Word(slot)
 		if w.State() != layout.Loading && t.Hint(slot, layout.HintLoadStart) == 0 && t.Hint(slot, layout.HintReserved) == 0 {
 			continue
@@ -279,9 +304,28 @@ func (t *tx) buryDead() (gone []removal) {
 			continue
 		}
 		gone = append(gone, t.bury(slot, w)...)
+		if w.State() == layout.Loading {
+			buried++
+		}
 		_ = held.Unlock()
 	}
-	return gone
+	return gone, buried
+}
+
+// retireSoon is retire for the last one to release a generation, who must not
+// wait. Who holds T may be the last but one and have found this lease: if nobody
+// came back the generation would stay until somebody collects.
+func (p *place) retireSoon(gen uint64) {
+	if !errors.Is(p.retire(context.Background(), gen, true), lockfile.ErrLocked) {
+		return
+	}
+	p.ref()
+	go func() {
+		defer p.unref()
+		ctx, cancel := context.WithTimeout(context.Background(), 10*time.Second)
+		defer cancel()
+		_ = p.retire(ctx, gen, false) // after that the next collector does it
+	}()
 }
 
 // retire removes generation gen if no slot names it and nobody leases it. With
@@ -320,7 +364,7 @@ func (p *place) retire(ctx context.Context, gen uint64, try bool) error {
 // named are the generations that a slot names.
 func (t *tx) named() map[uint64]bool {
 	named := map[uint64]bool{}
-	for slot := range t.Slots() {
+	for _, slot := range t.used() {
 		if w := t.Word(slot); w.State() != layout.Free {
 			named[w.Generation()] = true
 		}
@@ -425,7 +469,7 @@ func (h *host) collect(ctx context.Context, p *place, try bool) (report GCReport
 }
 
 func (t *tx) collect(report *GCReport) (gone []removal) {
-	for slot := range t.Slots() {
+	for _, slot := range t.used() {
 		w := t.Word(slot)
 		switch {
 		case t.Sane(slot) != nil:
@@ -440,8 +484,8 @@ func (t *tx) collect(report *GCReport) (gone []removal) {
 			crashpoint.Hit("collect.slot")
 		}
 	}
-	dead := t.buryDead()
-	report.Reclaimed += len(dead)
+	dead, buried := t.buryDead()
+	report.Reclaimed += buried
 	expired, keys := t.expire()
 	report.Expired += len(expired)
 	report.Keys = append(report.Keys, keys...)
@@ -517,7 +561,7 @@ func (t *tx) collectUnnamed(doomed map[string]bool, report *GCReport) (gone []re
 
 // expire evicts every model whose TTL is over.
 func (t *tx) expire() (gone []removal, keys []string) {
-	for slot := range t.Slots() {
+	for _, slot := range t.used() {
 		w := t.Word(slot)
 		if w.State() != layout.Ready || !t.expired(slot, w) {
 			continue
@@ -533,6 +577,16 @@ func (t *tx) expire() (gone []removal, keys []string) {
 	return gone, keys
 }
 
+// expires reports whether any model has a TTL.
+func (t *tx) expires() bool {
+	for _, slot := range t.used() {
+		if t.Word(slot).State() == layout.Ready && t.ttl(slot) != 0 {
+			return true
+		}
+	}
+	return false
+}
+
 // expired keeps the idle clock of a READY slot and reports whether its TTL is
 // over. A lease stops the clock; it counts from the last release that anybody
 // noted, else from the first time that a collector found the model idle.
@@ -546,7 +600,7 @@ func (t *tx) expired(slot int, w layout.Word) bool {
 		return false
 	}
 	f.Close()
-	if since := t.Hint(slot, layout.HintIdleSince); since == 0 || since > now() || t.p.otherBoot {
+	if since := t.Hint(slot, layout.HintIdleSince); since == 0 || since > now() || t.p.otherBoot() {
 		t.SetHint(slot, layout.HintIdleSince, now())
 	}
 	return t.idleFor(slot) >= t.ttl(slot)
@@ -597,32 +651,38 @@ func ttl(t *layout.Table, slot int) uint64 {
 // model that nobody has used for as long as its TTL. It reads little, because
 // every process that starts asks.
 func (p *place) untidy() bool {
-	names, err := p.m.Names()
-	if err != nil {
-		return false
-	}
-	entries, late := 0, false
-	err = guarded(func() error {
-		entries = p.table.Named()
-		late = p.late(entries)
+	named, late := 0, false
+	err := guarded(func() error {
+		named = p.table.Named()
+		late = p.late(named)
 		return nil
 	})
-	return err == nil && (late || len(names) != 3*entries)
+	if err != nil || late {
+		return late
+	}
+	if n, ok := p.m.Entries(); ok {
+		return n != 3*named
+	}
+	names, err := p.m.Names()
+	return err == nil && len(names) != 3*named
 }
 
 // late reports whether one of the table's named slots may have outlived its TTL,
 // by hints only. Slots are given out from the first one, so it stops early.
 func (p *place) late(named int) bool {
-	if p.otherBoot {
-		return false
-	}
-	t, n := p.table, now()
+	t, n := p.table, uint64(0)
 	for slot := 0; slot < t.Slots() && named > 0; slot++ {
 		if t.Word(slot).State() != layout.Ready {
 			continue
 		}
 		named--
 		if ttl := ttl(t, slot); ttl != 0 {
+			if p.otherBoot() {
+				return false
+			}
+			if n == 0 {
+				n = now()
+			}
 			used := max(t.Hint(slot, layout.HintLastAttach), t.Hint(slot, layout.HintLastRelease))
 			if n-min(used, n) >= ttl {
 				return true

@@ -5,7 +5,7 @@ import "time"
 func (r *Registry) localStats() Stats {
 	s := &r.stats
 	return Stats{
-		Hits: s.hits.Load(), Misses: s.misses.Load(), Attaches: s.attaches.Load(), Loads: s.loads.Load(),
+		Hits: r.hits(), Misses: s.misses.Load(), Attaches: s.attaches.Load(), Loads: s.loads.Load(),
 		Waits: s.waits.Load(), Takeovers: s.takeovers.Load(), Replaced: s.replaced.Load(),
 		Fallbacks: s.fallbacks.Load(), Retries: s.retries.Load(),
 		LoadTime: time.Duration(s.loadNanos.Load()), BytesLoaded: s.bytesLoaded.Load(), BytesSaved: s.bytesSaved.Load(),

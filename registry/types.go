@@ -144,7 +144,18 @@ type HolderReport struct {
 
 	Hidden   int   // processes that this user may not look into: they may hold something too
 	Unseen   int   // generations that are leased, by nobody among Holders
+	Outside  bool  // this is not the machine's PID namespace: those outside are not visible, nor counted
 	Unlinked int64 // bytes of files without a name that somebody still maps
+}
+
+// PageReport says in which pages a model lies, as measured when it was asked for.
+type PageReport struct {
+	Bytes int64 // of the model
+	Huge  int64 // of these, in 2 MiB pages that the library's own mappings use whole
+
+	// PathReaders says whether a program that maps a file by its path gets the
+	// 2 MiB pages too; nil when there are none to get.
+	PathReaders *bool
 }
 
 // Charge is memory that counts for a control group.

@@ -9,6 +9,7 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"sync"
 
 	"golang.org/x/sys/unix"
 )
@@ -24,16 +25,40 @@ import (
 // what others in the same groups allocate afterwards cannot be known: a process
 // can still be killed. A group whose files cannot be read is passed over.
 func CgroupHeadroom() (headroom int64, path string, ok bool) {
-	return cgroups{memory: machineMemory()}.headroom()
+	own, err := readFile("/proc/self/cgroup")
+	if err != nil {
+		return 0, "", false
+	}
+	g := cgroups{memory: machineMemory()}
+	return g.headroomOf(g.ownChains(string(own)))
 }
 
-func machineMemory() int64 {
+// lastChains is what ownChains found for this process. A load asks for the room
+// again and again, and for where its groups lie only when it was moved: the list
+// of mounts is long in a container.
+var lastChains struct {
+	sync.Mutex
+	own    string
+	chains []cgroupChain
+}
+
+func (g cgroups) ownChains(own string) []cgroupChain {
+	l := &lastChains
+	l.Lock()
+	defer l.Unlock()
+	if l.own != own || l.chains == nil {
+		l.own, l.chains = own, g.chainsOf(own)
+	}
+	return l.chains
+}
+
+var machineMemory = sync.OnceValue(func() int64 {
 	var info unix.Sysinfo_t
 	if err := unix.Sysinfo(&info); err != nil {
 		return math.MaxInt64
 	}
 	return int64(uint64(info.Totalram) * uint64(info.Unit))
-}
+})
 
 // cgroups is where to look: the machine, or the fake tree of a test.
 type cgroups struct {
@@ -50,8 +75,10 @@ type cgroupChain struct {
 	rel     string // our group, below mount: "/a/b", or "/"
 }
 
-func (g cgroups) headroom() (headroom int64, dir string, ok bool) {
-	for _, c := range g.chains() {
+func (g cgroups) headroom() (headroom int64, dir string, ok bool) { return g.headroomOf(g.chains()) }
+
+func (g cgroups) headroomOf(chains []cgroupChain) (headroom int64, dir string, ok bool) {
+	for _, c := range chains {
 		bound := g.boundV1
 		if c.unified {
 			bound = g.boundV2
@@ -76,11 +103,8 @@ func (g cgroups) headroom() (headroom int64, dir string, ok bool) {
 // boundV1 returns the room in the group at dir, and whether what we allocate is
 // charged to it at all.
 func (g cgroups) boundV1(dir string, own, outermost bool) (room int64, limited, charged bool) {
-	// Before Linux 5.11 a group could decide not to be charged for those below.
-	hierarchy, known := g.number(dir, "memory.use_hierarchy")
-	alone := known && hierarchy == 0
-	if alone && !own {
-		return 0, false, false
+	if outermost && g.exists(dir+"/release_agent") {
+		return 0, false, true // the root of them all, which has no limit
 	}
 	limit, known := g.number(dir, "memory.limit_in_bytes")
 	if !known {
@@ -92,6 +116,16 @@ func (g cgroups) boundV1(dir string, own, outermost bool) (room int64, limited, 
 		if above, ok := stat["hierarchical_memory_limit"]; ok {
 			limit = min(limit, above)
 		}
+	}
+	if limit >= g.memory {
+		return 0, false, true // opening each of these files takes long
+	}
+	// Before Linux 5.11 a group could decide not to be charged for those below. (If
+	// it does, so do those around it.)
+	hierarchy, known := g.number(dir, "memory.use_hierarchy")
+	alone := known && hierarchy == 0
+	if alone && !own {
+		return 0, false, false
 	}
 	prefix := "total_"
 	if alone {
@@ -134,7 +168,7 @@ func roomWithin(limit, usage, inactiveFile, activeFile int64) int64 {
 
 // number reads a file with one number. "max" is more than any machine has.
 func (g cgroups) number(dir, name string) (n int64, ok bool) {
-	data, err := os.ReadFile(g.root + dir + "/" + name)
+	data, err := readFile(g.root + dir + "/" + name)
 	if err != nil {
 		return 0, false
 	}
@@ -153,7 +187,7 @@ func parseBytes(s string) (n int64, ok bool) {
 }
 
 func (g cgroups) stat(dir string) (map[string]int64, bool) {
-	data, err := os.ReadFile(g.root + dir + "/memory.stat")
+	data, err := readFile(g.root + dir + "/memory.stat")
 	return parseMemoryStat(string(data)), err == nil
 }
 
@@ -173,12 +207,16 @@ func parseMemoryStat(text string) map[string]int64 {
 // does: in a container that is given the group's directory by a bind mount but
 // no namespace, or another's namespace, the names do not fit.
 func (g cgroups) chains() []cgroupChain {
-	own, err := os.ReadFile(g.root + "/proc/self/cgroup")
+	own, err := readFile(g.root + "/proc/self/cgroup")
 	if err != nil {
 		return nil
 	}
-	v1, v2 := parseOwnCgroups(string(own))
-	info, err := os.ReadFile(g.root + "/proc/self/mountinfo")
+	return g.chainsOf(string(own))
+}
+
+func (g cgroups) chainsOf(own string) []cgroupChain {
+	v1, v2 := parseOwnCgroups(own)
+	info, err := readFile(g.root + "/proc/self/mountinfo")
 	if err != nil {
 		return nil
 	}
@@ -205,6 +243,11 @@ func (g cgroups) chains() []cgroupChain {
 		}
 	}
 	return shown
+}
+
+func (g cgroups) exists(path string) bool {
+	var st unix.Stat_t
+	return unix.Stat(g.root+path, &st) == nil
 }
 
 func (g cgroups) isDir(dir string) bool {

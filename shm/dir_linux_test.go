@@ -273,25 +273,21 @@ func TestDirThatWasRemoved(t *testing.T) {
 	}
 }
 
-func TestSame(t *testing.T) {
+func TestEntries(t *testing.T) {
 	d := newDir(t)
-	noErr(t, d.Create("f", nil, 0o600))
-	st, err := d.Stat("f")
-	noErr(t, err)
-	if !d.Same("f", &st) {
-		t.Error("not the same")
+	for want := range 4 {
+		if n, ok := d.Entries(); n != want || !ok {
+			t.Errorf("%d entries, %v; there are %d", n, ok, want)
+		}
+		if want == 2 {
+			noErr(t, d.Mkdir("folder", 0o700))
+		} else {
+			noErr(t, d.Create(fmt.Sprint(want), nil, 0o600))
+		}
 	}
-	// Kept open, so that its inode is not given out again.
-	f, _, err := d.Open("f")
-	noErr(t, err)
-	defer f.Close()
-	noErr(t, d.Unlink("f"))
-	if d.Same("f", &st) {
-		t.Error("the same, although gone")
-	}
-	noErr(t, d.Create("f", nil, 0o600))
-	if d.Same("f", &st) {
-		t.Error("the same, although another")
+	noErr(t, d.RemoveTree("folder"))
+	if n, ok := d.Entries(); n != 3 || !ok {
+		t.Errorf("%d entries, %v; there are 3", n, ok)
 	}
 }
 

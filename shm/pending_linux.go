@@ -36,10 +36,11 @@ func (d *Dir) NewPending(name string) (*Pending, error) {
 	return &Pending{dir: d, f: os.NewFile(uintptr(fd), d.Join(name)), name: name}, nil
 }
 
-// Alive reports whether the directory still has a name.
+// Alive reports whether the directory still has a name, as far as the kernel can
+// tell.
 func (d *Dir) Alive() bool {
 	var st unix.Stat_t
-	return unix.Fstat(d.fd, &st) == nil && st.Nlink > 0
+	return unix.Fstat(d.fd, &st) != nil || st.Nlink > 0
 }
 
 // Abort drops the segment and its memory.

@@ -66,10 +66,12 @@ func (d *Dir) probeLocks() error {
 	}
 	afterwards := lockfile.TryExclusive(p.f)
 	switch {
-	case !errors.Is(whileMapped, lockfile.ErrLocked):
+	case whileMapped == nil:
 		return fmt.Errorf("%w: a lock (flock) does not last as long as its mapping on %s: nothing here can tell which models are in use", errors.ErrUnsupported, d.path)
-	case afterwards != nil:
+	case !errors.Is(whileMapped, lockfile.ErrLocked): // a fault of the moment proves nothing
+		return whileMapped
+	case errors.Is(afterwards, lockfile.ErrLocked):
 		return fmt.Errorf("%w: a lock (flock) outlives its mapping on %s: no model could ever be removed: %w", errors.ErrUnsupported, d.path, afterwards)
 	}
-	return nil
+	return afterwards
 }

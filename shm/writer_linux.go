@@ -11,6 +11,10 @@ import (
 	"golang.org/x/sys/unix"
 )
 
+// openWindow is the window of a segment whose size nobody knows: its last one is
+// allocated, and admitted, beyond the end, at the cost of others' memory.
+const openWindow = 8 << 20
+
 // Writer fills a Pending with what a program writes, in any order and from any
 // number of goroutines. The bytes land in windows of 2 MiB pages like those of
 // Copy; it never hands out the mapping itself, because a store into a full
@@ -19,12 +23,14 @@ type Writer struct {
 	p    *Pending
 	f    *Fill
 	size int64 // declared; -1: whatever is written
+	step int64 // bytes of a window
 
 	mu    sync.Mutex
 	ready map[int64]error // windows that were allocated, or why not
 	end   int64           // of the bytes written so far
 	pos   int64           // of Write
 	plain bool            // no room for whole windows of unknown use
+	small int64           // bytes that were admitted before the first window
 
 	reported int64 // of end
 }
@@ -32,7 +38,10 @@ type Writer struct {
 // NewWriter fills p. With a size of -1 the segment ends with the last byte
 // written; otherwise it has exactly size bytes and what was not written is zero.
 func (p *Pending) NewWriter(size int64, f *Fill) (*Writer, error) {
-	w := &Writer{p: p, f: f, size: size, ready: map[int64]error{}}
+	w := &Writer{p: p, f: f, size: size, step: warmWindow, ready: map[int64]error{}}
+	if size < 0 {
+		w.step = openWindow
+	}
 	if size > 0 {
 		if err := unix.Ftruncate(int(p.f.Fd()), size); err != nil {
 			return nil, p.wrap("truncate", err)
@@ -54,13 +63,13 @@ func (w *Writer) Write(b []byte) (int, error) {
 func (w *Writer) WriteAt(b []byte, off int64) (n int, err error) {
 	limit := w.size
 	if limit < 0 {
-		limit = math.MaxInt64 - warmWindow // so that no window ends beyond an int64
+		limit = math.MaxInt64 - w.step // so that no window ends beyond an int64
 	}
 	if off < 0 || off > limit-int64(len(b)) {
 		return 0, pathErr("write", w.p.dir.Join(w.p.name), fmt.Errorf("%w: %d bytes at %d are beyond the declared size %d", ErrSource, len(b), off, limit))
 	}
 	for len(b) > 0 {
-		room := warmWindow - off%warmWindow
+		room := w.step - off%w.step
 		part := b[:min(int64(len(b)), room)]
 		k, err := w.writeWindow(part, off)
 		n += k
@@ -89,14 +98,18 @@ func (w *Writer) report(n int64) {
 // allocated.
 func (w *Writer) writeWindow(b []byte, off int64) (int, error) {
 	w.mu.Lock()
-	i, end, before := off/warmWindow, off+int64(len(b)), w.end
+	i, end, before := off/w.step, off+int64(len(b)), w.end
 	w.end = max(w.end, end)
 	err, done := w.ready[i]
 	if !done && w.size < 0 && (w.plain || i == 0 && w.end < smallFile) {
 		// Nobody knows whether more will come: a small file stays small. The
 		// lock is held, because allocating the window moves these bytes.
 		defer w.mu.Unlock()
-		err := w.f.reserve(max(0, end-before), false)
+		more := max(0, end-before)
+		err := w.f.reserve(more, false)
+		if err == nil {
+			w.small += more
+		}
 		if err == nil && w.plain {
 			err = w.f.reserve(int64(len(b)), true)
 		}
@@ -128,18 +141,22 @@ func (w *Writer) writeWindow(b []byte, off int64) (int, error) {
 func (w *Writer) giveBack() {
 	keep := w.end
 	for i := range w.ready {
-		keep = max(keep, (i+1)*warmWindow)
+		keep = max(keep, (i+1)*w.step)
 	}
 	_ = unix.Ftruncate(int(w.p.f.Fd()), keep)
 }
 
 // prepare allocates window i. The caller holds mu.
 func (w *Writer) prepare(i int64) error {
-	off, n := i*warmWindow, int64(warmWindow)
+	off, n := i*w.step, w.step
 	if w.size >= 0 {
 		n = min(n, w.size-off)
 	}
-	err := w.f.reserve(n, false)
+	admitted := int64(0)
+	if i == 0 {
+		admitted = w.small
+	}
+	err := w.f.reserve(n-admitted, false)
 	if err == nil && w.size < 0 {
 		if err = unix.Ftruncate(int(w.p.f.Fd()), max(off+n, w.end)); err != nil {
 			err = w.p.wrap("truncate", err)
@@ -186,9 +203,9 @@ func (w *Writer) finish() (int64, error) {
 		}
 	}
 	// Windows that nobody touched were not admitted yet.
-	for off := int64(0); off < size && !w.plain && (w.size >= 0 || len(w.ready) > 0); off += warmWindow {
-		if _, done := w.ready[off/warmWindow]; !done {
-			n := min(warmWindow, size-off)
+	for off := int64(0); off < size && !w.plain && (w.size >= 0 || len(w.ready) > 0); off += w.step {
+		if _, done := w.ready[off/w.step]; !done {
+			n := min(w.step, size-off)
 			if err := w.f.reserve(n, false); err != nil {
 				return 0, err
 			}

@@ -1,22 +1,35 @@
 package layout
 
 // Editor changes a table. It exists only while its owner holds T: create it on
-// a writable mapping after locking, drop it before unlocking. The Table methods
-// read through the same mapping.
-type Editor struct{ *Table }
+// a writable mapping after locking, drop it before unlocking.
+type Editor struct {
+	*Table        // what is read
+	w      *Table // what is written
+}
 
-// NewEditor validates b like NewTable.
+// NewEditor validates b like NewTable, and reads through the same mapping.
 func NewEditor(b []byte) (Editor, error) {
 	t, err := NewTable(b)
-	return Editor{t}, err
+	return Editor{t, t}, err
+}
+
+// Edit is NewEditor for a writable mapping of the very file that t is a mapping
+// of: it goes on reading through t, whose pages are in the page table already,
+// so that only pages that are written fault.
+func (t *Table) Edit(b []byte) (Editor, error) {
+	w, err := NewTable(b)
+	if err == nil && w.id != t.id {
+		err = corrupt("the header was changed")
+	}
+	return Editor{t, w}, err
 }
 
 // NextGeneration gives out a generation that was never used. It returns 0 when
 // all 2^56-1 are spent.
 func (e Editor) NextGeneration() uint64 {
-	g := e.word64(offGeneration).Add(1)
+	g := e.w.word64(offGeneration).Add(1)
 	if g == 0 || g > MaxGen { // 0: the counter wrapped, which only a broken writer achieves
-		e.word64(offGeneration).Store(MaxGen)
+		e.w.word64(offGeneration).Store(MaxGen)
 		return 0
 	}
 	return g
@@ -25,13 +38,13 @@ func (e Editor) NextGeneration() uint64 {
 // CompareAndSwap changes a slot's word if it still is old; it refuses a change
 // that is not in Transitions. The word becomes visible to all processes at once.
 func (e Editor) CompareAndSwap(slot int, old, new Word) bool {
-	return allowed(old, new) && e.slot[slot][slotWord/8].CompareAndSwap(uint64(old), uint64(new))
+	return allowed(old, new) && e.w.slot[slot][slotWord/8].CompareAndSwap(uint64(old), uint64(new))
 }
 
 // SetKey names a FREE slot and clears its hints. The length is stored last, so
 // that a writer killed in between leaves a slot that names nothing.
 func (e Editor) SetKey(slot int, key string) {
-	s := &e.slot[slot]
+	s := &e.w.slot[slot]
 	s[slotKeyLen/8].Store(0)
 	for i := 0; i < 256; i += 8 {
 		var w uint64
@@ -47,22 +60,22 @@ func (e Editor) SetKey(slot int, key string) {
 }
 
 // SetHint stores a hint.
-func (e Editor) SetHint(slot int, h Hint, v uint64) { e.slot[slot][slotHints/8+int(h)].Store(v) }
+func (e Editor) SetHint(slot int, h Hint, v uint64) { e.w.slot[slot][slotHints/8+int(h)].Store(v) }
 
 // Count adds to a statistic.
-func (e Editor) Count(c Counter, n uint64) { e.word64(offCounters + 8*int(c)).Add(n) }
+func (e Editor) Count(c Counter, n uint64) { e.w.word64(offCounters + 8*int(c)).Add(n) }
 
 // SetBudget stores the budget in bytes, or as a share of the tmpfs in millionths
 // when bytes is 0.
 func (e Editor) SetBudget(bytes, ppm uint64) {
-	e.word64(offBudget).Store(bytes)
-	e.word64(offBudgetPPM).Store(ppm)
+	e.w.word64(offBudget).Store(bytes)
+	e.w.word64(offBudgetPPM).Store(ppm)
 }
 
 // SetDefaultTTL stores the idle time in nanoseconds.
-func (e Editor) SetDefaultTTL(ns uint64) { e.word64(offTTL).Store(ns) }
+func (e Editor) SetDefaultTTL(ns uint64) { e.w.word64(offTTL).Store(ns) }
 
-func (e Editor) setIndex(pos, v uint32) { e.index[pos].Store(v) }
+func (e Editor) setIndex(pos, v uint32) { e.w.index[pos].Store(v) }
 
 // IndexInsert makes slot findable under key. Called before the slot's word
 // leaves FREE: an entry for a FREE slot is harmless, a READY slot without one is
@@ -185,6 +198,6 @@ func (e Editor) RepairIndex() (changed int) {
 // Reset empties a slot whose bytes make no sense (see Table.Sane): nothing but
 // a hostile or broken writer leaves such a slot behind.
 func (e Editor) Reset(slot int) {
-	e.slot[slot][slotWord/8].Store(uint64(MakeWord(Free, e.Generation())))
-	e.slot[slot][slotKeyLen/8].Store(0)
+	e.w.slot[slot][slotWord/8].Store(uint64(MakeWord(Free, e.Generation())))
+	e.w.slot[slot][slotKeyLen/8].Store(0)
 }

@@ -75,6 +75,7 @@ var Fields = []Field{
 	hint(HintLoaderPID, "loader_pid", underTKey, "process that loads, 0: none; for display, no decision uses it"),
 	hint(HintLoadStart, "load_start", underTKey, "CLOCK_BOOTTIME nanoseconds when the running load began, 0: none runs; whoever obtains K and finds it not 0 buries a dead load. Its value is for display"),
 	hint(HintPrevious, "previous", underTKey, "the generation of the same key that this one replaced, 0: none; whether it still exists only its manifest and files can tell"),
+	hint(HintPromised, "promised", underTKey, "bytes that a running load may use in all, which the budget counts while nothing of its generation has a name; 0: none. Valid and cleared like reserved"),
 	{"slot", slotHints + 8*int(hintEnd), 8 * (numHints - int(hintEnd)), "unused", underTFree, "zero; hints of later programs, cleared with the others when a slot is named"},
 
 	{"digests", offDigMagic, 8, "magic", byCreator, "the bytes `cdigests`"},

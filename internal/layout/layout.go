@@ -116,6 +116,7 @@ const (
 	HintLoaderPID
 	HintLoadStart
 	HintPrevious
+	HintPromised
 	hintEnd
 )
 

@@ -31,13 +31,17 @@ type Hex64 uint64
 func (h Hex64) MarshalText() ([]byte, error) { return fmt.Appendf(nil, "%016x", uint64(h)), nil }
 
 // UnmarshalText implements encoding.TextUnmarshaler.
-func (h *Hex64) UnmarshalText(b []byte) error {
-	if len(b) != 16 {
-		return fmt.Errorf("%q: want 16 hexadecimal digits", clip(string(b)))
-	}
-	v, err := strconv.ParseUint(string(b), 16, 64)
-	*h = Hex64(v)
+func (h *Hex64) UnmarshalText(b []byte) (err error) {
+	*h, err = parseHex64(string(b))
 	return err
+}
+
+func parseHex64(s string) (Hex64, error) {
+	if len(s) != 16 {
+		return 0, fmt.Errorf("%q: want 16 hexadecimal digits", clip(s))
+	}
+	v, err := strconv.ParseUint(s, 16, 64)
+	return Hex64(v), err
 }
 
 // Manifest describes one published generation. The file is immutable; its
@@ -109,8 +113,11 @@ func DecodeManifest(b []byte) (*Manifest, error) {
 		return nil, fmt.Errorf("%w: %d bytes, at most %d", ErrManifest, len(b), MaxManifest)
 	}
 	var m Manifest
-	if err := json.Unmarshal(b, &m); err != nil {
-		return nil, fmt.Errorf("%w: %w", ErrManifest, err)
+	if !scanManifest(b, &m) {
+		m = Manifest{}
+		if err := json.Unmarshal(b, &m); err != nil {
+			return nil, fmt.Errorf("%w: %w", ErrManifest, err)
+		}
 	}
 	if err := m.validate(); err != nil {
 		return nil, err

@@ -98,7 +98,14 @@ func SafeName(key string) string {
 
 // GenName is the stem of everything of one generation below m/: the epoch in 16
 // hexadecimal digits, '-', the generation in decimal.
-func GenName(epoch, gen uint64) string { return fmt.Sprintf("%016x-%d", epoch, gen) }
+func GenName(epoch, gen uint64) string {
+	b := make([]byte, 0, 48)
+	for shift := 60; shift >= 0; shift -= 4 {
+		b = append(b, "0123456789abcdef"[epoch>>shift&15])
+	}
+	b = append(b, '-')
+	return string(strconv.AppendUint(b, gen, 10))
+}
 
 // Endings of the two files beside a generation's folder.
 const (

@@ -25,7 +25,8 @@ type Table struct {
 	b     []byte
 	id    Identity
 	index []atomic.Uint32
-	mask  uint32 // len(index)-1
+	pairs []atomic.Uint64 // the index again, for who reads all of it
+	mask  uint32          // len(index)-1
 	slot  []slotView
 }
 
@@ -67,8 +68,9 @@ func NewTable(b []byte) (*Table, error) {
 	case get(offIndex) != uint64(indexEntries(id.Slots)), get(offStripes) != Stripes, get(offSlotSize) != SlotSize:
 		return nil, corrupt("index %d, stripes %d, slot size %d do not belong to version %d", get(offIndex), get(offStripes), get(offSlotSize), Version)
 	}
-	index := viewIndex(b[HeaderSize : HeaderSize+4*indexEntries(id.Slots)])
-	return &Table{b: b, id: id, index: index, mask: uint32(len(index) - 1), slot: viewSlots(b[slotsOffset(id.Slots):])}, nil
+	entries := b[HeaderSize : HeaderSize+4*indexEntries(id.Slots)]
+	index := viewIndex(entries)
+	return &Table{b: b, id: id, index: index, pairs: viewPairs(entries), mask: uint32(len(index) - 1), slot: viewSlots(b[slotsOffset(id.Slots):])}, nil
 }
 
 // Identity of the table; it does not change while the table lives.
@@ -205,19 +207,40 @@ func (t *Table) Lookup(key string) (f Found, ok bool) {
 // Named counts the index entries: about as many slots are not FREE. It reads
 // only the index, which is a small part of the table.
 func (t *Table) Named() (n int) {
-	for pos := uint32(0); pos <= t.mask; pos++ {
-		if e := t.indexAt(pos); e != indexEmpty && e != indexDeleted {
-			n++
+	for i := range t.pairs {
+		two := t.pairs[i].Load()
+		if two == 0 { // most of them
+			continue
+		}
+		for _, e := range [2]uint32{uint32(two), uint32(two >> 32)} {
+			if e != indexEmpty && e != indexDeleted {
+				n++
+			}
 		}
 	}
 	return n
 }
 
+// Used lists the slots that are, or ever were, somebody's: all others are zero.
+// It reads one cache line of each slot.
+func (t *Table) Used() []int {
+	used := make([]int, 0, 64)
+	for slot := range t.slot {
+		if s := &t.slot[slot]; s[slotWord/8].Load() != 0 || s[slotKeyLen/8].Load() != 0 {
+			used = append(used, slot)
+		}
+	}
+	return used
+}
+
 // Scan is Lookup without the index, for a holder of T that must not believe a
 // torn index: the slot that names key and is not FREE, else the FREE slot that
 // named it last.
-func (t *Table) Scan(key string) (f Found, ok bool) {
-	for slot := range t.id.Slots {
+func (t *Table) Scan(key string) (f Found, ok bool) { return t.ScanOf(t.Used(), key) }
+
+// ScanOf is Scan for who has the list of used slots already.
+func (t *Table) ScanOf(slots []int, key string) (f Found, ok bool) {
+	for _, slot := range slots {
 		if !t.slot[slot].keyEquals(key) {
 			continue
 		}

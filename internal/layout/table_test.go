@@ -3,6 +3,7 @@ package layout
 import (
 	"errors"
 	"fmt"
+	"slices"
 	"strings"
 	"testing"
 )
@@ -185,6 +186,45 @@ func TestScan(t *testing.T) {
 	if f, ok := e.Scan("other"); ok {
 		t.Errorf("Scan of another key = %+v", f)
 	}
+}
+
+// TestEdit writes through one mapping and reads through another.
+func TestEdit(t *testing.T) {
+	read := newEditor(t, 8)
+	e, err := read.Table.Edit(read.b)
+	if err != nil {
+		t.Fatal(err)
+	}
+	w := publish(t, e, 3, "key")
+	if f, ok := read.Lookup("key"); !ok || f.Word != w || e.Word(3) != w {
+		t.Errorf("found %+v, %v, want %v", f, ok, w)
+	}
+	wantSound(t, e)
+	if _, err := read.Table.Edit(newEditor(t, 16).b); !errors.Is(err, ErrCorrupt) {
+		t.Errorf("another table: %v", err)
+	}
+}
+
+// TestUsed lists what was ever named, and counts what is named now.
+func TestUsed(t *testing.T) {
+	e := newEditor(t, 64)
+	check := func(named int, used ...int) {
+		t.Helper()
+		if got := e.Used(); !slices.Equal(got, used) {
+			t.Errorf("Used = %v, want %v", got, used)
+		}
+		if n := e.Named(); n != named {
+			t.Errorf("Named = %d, want %d", n, named)
+		}
+	}
+	check(0)
+	publish(t, e, 5, "a")
+	claim(t, e, 63, "b")
+	check(2, 5, 63)
+	remove(t, e, 5)
+	check(1, 5, 63)
+	e.SetKey(7, "named and never claimed")
+	check(1, 5, 7, 63)
 }
 
 // TestReset: a slot that makes no sense becomes one that can be claimed.

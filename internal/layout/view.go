@@ -20,6 +20,10 @@ func viewIndex(b []byte) []atomic.Uint32 {
 	return unsafe.Slice((*atomic.Uint32)(unsafe.Pointer(unsafe.SliceData(b))), len(b)/4)
 }
 
+func viewPairs(b []byte) []atomic.Uint64 {
+	return unsafe.Slice((*atomic.Uint64)(unsafe.Pointer(unsafe.SliceData(b))), len(b)/8)
+}
+
 func viewSlots(b []byte) []slotView {
 	return unsafe.Slice((*slotView)(unsafe.Pointer(unsafe.SliceData(b))), len(b)/SlotSize)
 }
