@@ -72,6 +72,10 @@ var layers = []layer{
 	// Whatever else is internal helps, and knows nothing of the product.
 	{folder: "internal", others: []string{xsys}},
 	{folder: "internal/doctor", own: []string{"shm", "internal/layout"}, others: []string{xsys}},
+	// Programs that try the whole, with an eye of their own on the bytes.
+	{folder: "internal/campaign", own: []string{"registry", "internal/layout"}, others: []string{xsys}},
+	// An auditor shares the layout with what it audits, and no code that recovers.
+	{folder: "internal/audit", own: []string{"internal/layout", "internal/procfs"}, others: []string{xsys}},
 	{folder: "internal/scan", own: []string{"internal/procfs"}, others: []string{xsys}},
 	{folder: "metrics", own: []string{"registry"}},
 	{folder: "cmd", own: []string{"registry", "metrics", "internal/layout", "internal/doctor", "internal/scan"}},
@@ -155,7 +159,7 @@ type banned struct {
 // print, exit and read the environment; the library may not.
 func program(dir string) bool {
 	return path.Base(dir) == "gen" ||
-		under(dir, "cmd", "bench", "demo", "examples", "internal/proctest", "internal/crashpoint", "internal/model")
+		under(dir, "cmd", "bench", "demo", "examples", "internal/campaign", "internal/proctest", "internal/faultinject", "internal/crashpoint", "internal/model")
 }
 
 func library(f *file) bool { return !f.test && !program(f.dir()) }
