@@ -27,10 +27,16 @@ func New(r *registry.Registry) prometheus.Collector { return NewWith(r, Options{
 // NewWith returns a collector for the registry. It may be collected by several
 // goroutines; the registry must stay open. Without one (nil) it says that there
 // is none: onecopy_up is 0.
-func NewWith(r *registry.Registry, o Options) prometheus.Collector { return &collector{r, o} }
+func NewWith(r *registry.Registry, o Options) prometheus.Collector {
+	c := &collector{o: o}
+	if r != nil {
+		c.w = r.Watch()
+	}
+	return c
+}
 
 type collector struct {
-	r *registry.Registry
+	w *registry.Watch
 	o Options
 }
 
@@ -98,17 +104,23 @@ func (c *collector) Collect(ch chan<- prometheus.Metric) {
 	count := func(d *prometheus.Desc, v float64, labels ...string) {
 		ch <- prometheus.MustNewConstMetric(d, prometheus.CounterValue, v, labels...)
 	}
-	if c.r == nil {
+	if c.w == nil {
 		gauge(up, 0)
 		return
 	}
-	s, err := c.r.Stats()
-	n, err2 := c.r.Counters()
-	es, err3 := c.r.Entries()
-	if err != nil || err2 != nil || err3 != nil {
+	var all registry.Overview
+	var rep registry.HolderReport
+	var err error
+	if c.o.Holders {
+		all, rep, err = c.w.OverviewAndHolders()
+	} else {
+		all, err = c.w.Overview()
+	}
+	if err != nil {
 		gauge(up, 0)
 		return
 	}
+	s, n, es := all.Stats, all.Counters, all.Entries
 	gauge(up, 1)
 	gauge(models, float64(s.Models))
 	gauge(slots, float64(s.Slots))
@@ -146,19 +158,17 @@ func (c *collector) Collect(ch chan<- prometheus.Metric) {
 		}
 	}
 	if c.o.Holders {
-		if rep, err := c.r.HolderReport(""); err == nil {
-			held := map[string]map[int]bool{}
-			for _, h := range rep.Holders {
-				if held[h.Key] == nil {
-					held[h.Key] = map[int]bool{}
-				}
-				held[h.Key][h.PID] = true
+		held := map[string]map[int]bool{}
+		for _, h := range rep.Holders {
+			if held[h.Key] == nil {
+				held[h.Key] = map[int]bool{}
 			}
-			for _, e := range es {
-				gauge(modelHolders, float64(len(held[e.Key])), e.Key)
-			}
-			gauge(hidden, float64(rep.Hidden))
+			held[h.Key][h.PID] = true
 		}
+		for _, e := range es {
+			gauge(modelHolders, float64(len(held[e.Key])), e.Key)
+		}
+		gauge(hidden, float64(rep.Hidden))
 	}
 	if c.o.Process {
 		count(procLookups, float64(s.Hits), "hit")

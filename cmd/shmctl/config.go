@@ -106,6 +106,14 @@ func (a *app) configSet(cmd *cobra.Command, args []string, dry bool) error {
 			return err
 		}
 	}
+	s, err := r.Stats()
+	if err != nil {
+		return err
+	}
+	if c.Budget > s.Size {
+		return usagef("a share such as budget=80% follows the size of the tmpfs; mount -o remount,size=SIZE changes it",
+			"budget %s: the tmpfs has only %s", a.size(c.Budget), a.size(s.Size))
+	}
 	if !dry {
 		ctx, stop := a.context(cmd)
 		defer stop()
@@ -139,9 +147,6 @@ func (a *app) noteTightBudget(r *registry.Registry) {
 	}
 	if s.Used > s.Budget {
 		a.note("%s are used, more than the budget: shmctl trim --to %d evicts idle models now", a.size(s.Used), s.Budget)
-	}
-	if s.Budget > s.Size {
-		a.note("the tmpfs has only %s", a.size(s.Size))
 	}
 }
 

@@ -137,7 +137,10 @@ func hintOf(err error) string {
 	}
 	var ce *commandError
 	var e *registry.Error
+	var room *registry.NoSpaceError
 	switch {
+	case errors.As(err, &room) && room.Need <= room.Free && (room.Headroom < 0 || room.Need <= room.Headroom):
+		return "the budget is the limit: shmctl config set budget=SIZE raises it, shmctl rm KEY frees a model"
 	case errors.As(err, &ce):
 		return "" // what the library would say is about registries
 	case errors.Is(err, registry.ErrNoRegistry):
@@ -180,6 +183,14 @@ func (e usageError) Is(target error) bool { return target == errUsage }
 
 func usagef(hint, format string, args ...any) error {
 	return withHint(usageError(fmt.Sprintf(format, args...)), hint)
+}
+
+func prefixed(prefix string, words []string) []string {
+	out := make([]string, len(words))
+	for i, w := range words {
+		out[i] = prefix + w
+	}
+	return out
 }
 
 func quotedList(words []string) string {

@@ -109,6 +109,7 @@ shmctl: the time was over before 1 process was looked at: --max-time
   "not_visible_processes": 2,
   "not_visible_same_user": 1,
   "needs": "CAP_SYS_PTRACE: run it as root",
+  "outside_not_visible": false,
   "complete": false,
   "skipped_processes": 1,
   "seconds": 1.5

@@ -6,6 +6,7 @@ import (
 	"strings"
 	"time"
 
+	"github.com/onecopy/onecopy/internal/doctor"
 	"github.com/onecopy/onecopy/registry"
 )
 
@@ -41,6 +42,15 @@ type fillJSON struct {
 	CopiedBytes    int64 `json:"copied_bytes"`
 	DirectBytes    int64 `json:"direct_bytes"`
 	Fallbacks      int   `json:"fallbacks"`
+}
+
+// pagesJSON is in which pages a model lies now.
+type pagesJSON struct {
+	Bytes       int64   `json:"bytes"` // of the model
+	HugeBytes   int64   `json:"huge_bytes"`
+	Share       float64 `json:"huge_share"`
+	PathReaders *bool   `json:"path_readers"` // whether programs that map a path get them; null when there are none
+	Fix         *string `json:"fix"`          // the command that would let them
 }
 
 // generationJSON is what a manifest says about one published generation.
@@ -149,6 +159,34 @@ func toGenerationJSON(i registry.Info) *generationJSON {
 		LoadedAt: utc(i.LoadedAt), LoadSeconds: i.LoadTime.Seconds(),
 		Fill: fillJSON{i.Fill.Collapsed, i.Fill.Copied, i.Fill.Direct, i.Fill.Fallbacks},
 	}
+}
+
+func (a *app) toPagesJSON(p *registry.PageReport) *pagesJSON {
+	if p == nil {
+		return nil
+	}
+	j := &pagesJSON{Bytes: p.Bytes, HugeBytes: p.Huge, PathReaders: p.PathReaders}
+	if p.Bytes > 0 {
+		j.Share = float64(p.Huge) / float64(p.Bytes)
+	}
+	if p.PathReaders != nil && !*p.PathReaders {
+		j.Fix = orNull(doctor.RemountHuge(a.registryDir()))
+	}
+	return j
+}
+
+// pagesText says in which pages a model lies, and who gets them.
+func (a *app) pagesText(p registry.PageReport) string {
+	j := a.toPagesJSON(&p)
+	s := fmt.Sprintf("%.0f %% (%s of %s) in 2 MiB pages", 100*j.Share, a.size(j.HugeBytes), a.size(j.Bytes))
+	switch {
+	case j.PathReaders == nil:
+	case *j.PathReaders:
+		s += "; programs that map the path get them too"
+	default:
+		s += "; programs that map the path do not get them without " + *j.Fix
+	}
+	return s
 }
 
 func toFilesJSON(files []registry.File) []fileJSON {

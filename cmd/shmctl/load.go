@@ -106,7 +106,7 @@ An interrupted load leaves nothing behind.`,
 	}
 	f := cmd.Flags()
 	f.BoolVar(&l.replace, "replace", false, "always load, as a new generation")
-	f.BoolVarP(&l.verbose, "verbose", "v", false, "say how the bytes were loaded")
+	f.BoolVarP(&l.verbose, "verbose", "v", false, "say how the bytes were loaded, and in which pages they lie")
 	l.register(cmd)
 	return cmd
 }
@@ -118,6 +118,7 @@ type loadJSON struct {
 	Generation uint64          `json:"generation"`
 	Bytes      int64           `json:"bytes"`
 	Published  *generationJSON `json:"published"`
+	Pages      *pagesJSON      `json:"pages"` // measured with --verbose, else null
 }
 
 func (a *app) load(cmd *cobra.Command, l *loadFlags, key, path string) error {
@@ -159,9 +160,13 @@ func (a *app) load(cmd *cobra.Command, l *loadFlags, key, path string) error {
 	case s.Replaced > 0:
 		result = "replaced"
 	}
+	var pages *registry.PageReport
+	if l.verbose {
+		pages = measurePages(r, key)
+	}
 	switch {
 	case a.json():
-		return a.writeJSON(loadJSON{newSchema(), result, key, info.Generation, info.Bytes, toGenerationJSON(info)})
+		return a.writeJSON(loadJSON{newSchema(), result, key, info.Generation, info.Bytes, toGenerationJSON(info), a.toPagesJSON(pages)})
 	case a.output == formatName:
 		return a.writeLines(key)
 	}
@@ -169,7 +174,10 @@ func (a *app) load(cmd *cobra.Command, l *loadFlags, key, path string) error {
 		return err
 	}
 	if l.verbose && result != "present" {
-		a.note("%s", a.fillText(info.Fill))
+		a.note("filled: %s", a.fillText(info.Fill))
+	}
+	if pages != nil {
+		a.note("pages: %s", a.pagesText(*pages))
 	}
 	return nil
 }

@@ -49,16 +49,16 @@ func (a *app) ls() error {
 		return err
 	default:
 		defer r.Close()
-		if es, err = r.Entries(); err != nil {
+		if a.output == formatJSON || a.output == formatTable && isTerminal(a.stdout) {
+			all, err := r.Overview()
+			if err != nil {
+				return err
+			}
+			es, stats = all.Entries, &all.Stats
+		} else if es, err = r.Entries(); err != nil { // nobody will see the rest
 			return err
 		}
-		s, err := r.Stats()
-		if err != nil {
-			return err
-		}
-		stats = &s
 	}
-	byKey(es)
 
 	switch a.output {
 	case formatJSON:

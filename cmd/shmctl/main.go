@@ -17,9 +17,11 @@ package main
 
 import (
 	"context"
+	"errors"
 	"io"
 	"os"
 	"path/filepath"
+	"runtime/debug"
 	"slices"
 	"strings"
 	"time"
@@ -31,6 +33,9 @@ import (
 )
 
 func main() {
+	if os.Getenv("GOGC") == "" {
+		debug.SetGCPercent(400) // most invocations end before a collection would pay
+	}
 	os.Exit(run(os.Args[1:], os.Stdin, os.Stdout, os.Stderr, os.Environ()))
 }
 
@@ -120,7 +125,16 @@ failed or changed; 9 timeout; 130 interrupted. exec: 125 shmctl itself failed,
 		PersistentPreRunE: func(cmd *cobra.Command, _ []string) error { return a.prepare(cmd) },
 	}
 	root.SetFlagErrorFunc(func(cmd *cobra.Command, err error) error {
-		return usagef(cmd.CommandPath()+" --help lists the flags", "%v", err)
+		hint := cmd.CommandPath() + " --help lists the flags"
+		var unknown *pflag.NotExistError
+		if errors.As(err, &unknown) {
+			var names []string
+			cmd.Flags().VisitAll(func(f *pflag.Flag) { names = append(names, f.Name) })
+			if near := nearest(unknown.GetSpecifiedName(), names); len(near) > 0 {
+				hint = "did you mean " + quotedList(prefixed("--", near)) + "?"
+			}
+		}
+		return usagef(hint, "%v", err)
 	})
 	f := root.PersistentFlags()
 	f.StringVar(&a.dir, "dir", "", "registry `directory` (default /dev/shm/onecopy-<uid>)")

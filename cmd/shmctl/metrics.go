@@ -8,6 +8,7 @@ import (
 	"io/fs"
 	"net"
 	"net/http"
+	"sync"
 	"syscall"
 	"time"
 
@@ -71,14 +72,16 @@ func (a *app) metrics(cmd *cobra.Command, m metricsFlags) error {
 	case m.listen != "":
 		return a.serveMetrics(cmd, m)
 	}
-	families, err := a.gather(m.holders)
+	e := a.exporter(m.holders)
+	defer e.w.close()
+	families, err := e.gather()
 	if err != nil {
 		return err
 	}
 	switch {
 	case m.textfile != "":
 		err := prometheus.WriteToTextfile(m.textfile, prometheus.GathererFunc(func() ([]*dto.MetricFamily, error) { return families, nil }))
-		if errors.Is(err, fs.ErrNotExist) {
+		if errors.Is(err, fs.ErrNotExist) || errors.Is(err, syscall.ENOTDIR) {
 			err = fmt.Errorf("%w: the folder of %s", errNoFile, m.textfile)
 		}
 		return err
@@ -112,22 +115,56 @@ func (a *app) metrics(cmd *cobra.Command, m metricsFlags) error {
 	return err
 }
 
-// gather opens the registry for each scrape: it may come and go.
-func (a *app) gather(holders bool) ([]*dto.MetricFamily, error) {
-	r, err := a.open()
-	switch {
-	case errors.Is(err, registry.ErrNoRegistry):
-		a.noteNoRegistry()
-	case err != nil:
-		return nil, err
-	default:
-		defer r.Close()
+// exporter gathers metrics, again and again for a server.
+type exporter struct {
+	holders bool
+
+	mu       sync.Mutex
+	w        watcher
+	watched  *registry.Watch // by the collector
+	gatherer *prometheus.Registry
+}
+
+func (a *app) exporter(holders bool) *exporter {
+	return &exporter{holders: holders, w: watcher{a: a}}
+}
+
+func (e *exporter) gather() ([]*dto.MetricFamily, error) {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	var families []*dto.MetricFamily
+	err := e.w.look(func(w *registry.Watch) (err error) {
+		if e.watched != w {
+			r := prometheus.NewRegistry()
+			if err := r.Register(metrics.NewWith(e.w.r, metrics.Options{Holders: e.holders})); err != nil {
+				return err
+			}
+			e.watched, e.gatherer = w, r
+		}
+		if families, err = e.gatherer.Gather(); err == nil && !isUp(families) {
+			_, err = w.Overview() // why it is not
+		}
+		return err
+	})
+	if errors.Is(err, registry.ErrNoRegistry) {
+		e.w.a.noteNoRegistry()
+		r := prometheus.NewRegistry()
+		if err := r.Register(metrics.New(nil)); err != nil {
+			return nil, err
+		}
+		return r.Gather()
 	}
-	pr := prometheus.NewPedanticRegistry()
-	if err := pr.Register(metrics.NewWith(r, metrics.Options{Holders: holders})); err != nil {
-		return nil, err
+	return families, err
+}
+
+// isUp reports whether the registry could be read.
+func isUp(families []*dto.MetricFamily) bool {
+	for _, f := range families {
+		if f.GetName() == "onecopy_up" {
+			return f.Metric[0].GetGauge().GetValue() != 0
+		}
 	}
-	return pr.Gather()
+	return false
 }
 
 func metricsText(families []*dto.MetricFamily) ([]byte, error) {
@@ -148,12 +185,19 @@ func (a *app) serveMetrics(cmd *cobra.Command, m metricsFlags) error {
 	if errors.Is(err, syscall.EADDRINUSE) {
 		return withHint(fmt.Errorf("%w: %w", registry.ErrInUse, err), "another program listens there: choose another --listen address")
 	}
+	var bad *net.AddrError
+	var name *net.DNSError
+	if errors.As(err, &bad) || errors.As(err, &name) {
+		return usagef("an address is HOST:PORT, such as 127.0.0.1:9417", "--listen %q: %v", m.listen, err)
+	}
 	if err != nil {
 		return err
 	}
+	e := a.exporter(m.holders)
+	defer e.w.close()
 	mux := http.NewServeMux()
 	mux.HandleFunc("GET /metrics", func(w http.ResponseWriter, _ *http.Request) {
-		families, err := a.gather(m.holders)
+		families, err := e.gather()
 		var text []byte
 		if err == nil {
 			text, err = metricsText(families)

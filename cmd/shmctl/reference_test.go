@@ -78,6 +78,10 @@ func referencePages(t *testing.T) map[string][]byte {
 		if err := doc.GenMarkdownCustom(cmd, &md, link); err != nil {
 			t.Fatal(err)
 		}
+		if cmd.CommandPath() == "shmctl top" {
+			md.WriteString("\n### PICTURE\n\n![shmctl top in a terminal](../top.svg)\n\n" +
+				"Made by `go test ./cmd/shmctl -run TestPicture -update`.\n")
+		}
 		pages["../../docs/man/"+base+".1"] = man.Bytes()
 		pages["../../docs/reference/"+base+".md"] = md.Bytes()
 		for _, sub := range cmd.Commands() {

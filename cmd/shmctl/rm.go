@@ -11,7 +11,7 @@ import (
 )
 
 func (a *app) rmCommand() *cobra.Command {
-	var yes bool
+	var yes, dry bool
 	cmd := &cobra.Command{
 		Use:     "rm KEY...",
 		Aliases: []string{"remove"},
@@ -19,15 +19,18 @@ func (a *app) rmCommand() *cobra.Command {
 		Long: `Rm removes models and gives their memory back. A model that some process holds
 is not removed: rm then fails with exit code 5 and names the holders.
 
-On a terminal it asks first. A key that fails does not keep the others from
-being removed; the exit code is that of the first failure.`,
+On a terminal it asks first; without one it takes --yes, or --dry-run, which only
+says what would happen. A key that fails does not keep the others from being
+removed; the exit code is that of the first failure.`,
 		Example: `  shmctl rm bert
   shmctl rm --yes bert whisper
-  shmctl ls -q | xargs -d '\n' shmctl rm --    everything that is not in use`,
+  shmctl rm --dry-run bert
+  shmctl ls -q | xargs -d '\n' shmctl rm --yes --    everything that is not in use`,
 		Args:              takes(1, -1, "KEY..."),
 		ValidArgsFunction: a.completeKeys(-1),
-		RunE:              func(cmd *cobra.Command, args []string) error { return a.rm(cmd, args, yes) },
+		RunE:              func(cmd *cobra.Command, args []string) error { return a.rm(cmd, args, dry, yes) },
 	}
+	cmd.Flags().BoolVarP(&dry, "dry-run", "n", false, "only say what would be removed")
 	cmd.Flags().BoolVarP(&yes, "yes", "y", false, "do not ask")
 	return cmd
 }
@@ -35,21 +38,29 @@ being removed; the exit code is that of the first failure.`,
 type rmJSON struct {
 	schema
 	Removed []string `json:"removed"`
+	DryRun  bool     `json:"dry_run"`
 }
 
 type rmLineJSON struct {
 	schema
 	Removed string `json:"removed"`
+	DryRun  bool   `json:"dry_run"`
 }
 
-func (a *app) rm(cmd *cobra.Command, keys []string, yes bool) error {
+func (a *app) rm(cmd *cobra.Command, keys []string, dry, yes bool) error {
 	r, err := a.open()
 	if err != nil {
 		return err
 	}
 	defer r.Close()
-	if !yes && isTerminal(a.stdin) && !a.ask(a.rmQuestion(r, keys)) {
-		return errors.New("nothing was removed")
+	if !dry {
+		if err := a.confirm(yes, func() string { return a.rmQuestion(r, keys) }); err != nil {
+			return err
+		}
+	}
+	remove := r.Remove
+	if dry {
+		remove = func(_ context.Context, key string) error { return removable(r, key) }
 	}
 
 	ctx, stop := a.context(cmd)
@@ -57,16 +68,16 @@ func (a *app) rm(cmd *cobra.Command, keys []string, yes bool) error {
 	removed := []string{}
 	var first error
 	for _, key := range keys {
-		err := r.Remove(ctx, key)
+		err := remove(ctx, key)
 		if err == nil {
 			removed = append(removed, key)
 			switch a.output {
 			case formatJSONL:
-				err = a.writeJSON(rmLineJSON{newSchema(), key})
+				err = a.writeJSON(rmLineJSON{newSchema(), key, dry})
 			case formatName:
 				err = a.writeLines(key)
 			case formatTable:
-				err = a.writeLines(key + ": removed")
+				err = a.writeLines(visible(key + ": " + wouldBe(dry, "removed")))
 			}
 			if err != nil {
 				return err
@@ -87,11 +98,39 @@ func (a *app) rm(cmd *cobra.Command, keys []string, yes bool) error {
 		}
 	}
 	if a.output == formatJSON {
-		if err := a.writeJSON(rmJSON{newSchema(), removed}); err != nil {
+		if err := a.writeJSON(rmJSON{newSchema(), removed, dry}); err != nil {
 			return err
 		}
 	}
 	return first
+}
+
+// removable is the error that removing a key would end with, as far as can be
+// seen without trying.
+func removable(r *registry.Registry, key string) error {
+	e, err := r.Entry(key)
+	if errors.Is(err, registry.ErrNotFound) {
+		return &registry.Error{Op: "remove", Key: key, Err: registry.ErrNotFound}
+	}
+	if err != nil {
+		return err
+	}
+	inUse := &registry.InUseError{Loading: e.State == "loading"}
+	if !inUse.Loading {
+		hs, err := r.Holders(key)
+		if err != nil {
+			return err
+		}
+		for _, h := range hs {
+			if h.Generation == e.Generation {
+				inUse.Holders = append(inUse.Holders, h)
+			}
+		}
+	}
+	if inUse.Loading || e.Leased || len(inUse.Holders) > 0 {
+		return &registry.Error{Op: "remove", Key: key, Err: inUse}
+	}
+	return nil
 }
 
 func (a *app) rmQuestion(r *registry.Registry, keys []string) string {

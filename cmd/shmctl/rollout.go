@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"os"
 	"os/exec"
+	"runtime"
 	"strconv"
 	"strings"
 	"time"
@@ -28,7 +29,8 @@ of the new one is left.
 
 The canary is a shell command. It finds the model's folder in $ONECOPY_PATH and
 its key in $ONECOPY_KEY, and holds a lease while it runs. Its output goes to
-stderr. --timeout ends a load or canary that hangs, with everything it started.
+stderr. One that hangs is ended after 10 minutes, or after --timeout, which
+counts for load and canary together, with everything that it started.
 
 Workers notice a rollout by Model.Stale, one atomic load, and switch by getting
 the model again. The old generation stays as long as anybody holds it: rollout
@@ -117,6 +119,9 @@ func (a *app) rollout(cmd *cobra.Command, l *loadFlags, canary, key, path string
 	m, err := r.Rollout(ctx, key, src, prove)
 	p.finish()
 	switch {
+	case errors.Is(err, registry.ErrProof) && errors.Is(err, errCanaryHangs):
+		return withHint(&registry.Error{Op: "rollout", Key: key, Err: fmt.Errorf("%w: the canary did not end within %v", registry.ErrTimeout, canaryTimeout)},
+			"nothing was published; --timeout waits longer")
 	case errors.Is(err, registry.ErrProof):
 		return withHint(err, "nothing was published: everybody still gets what was there")
 	case errors.Is(err, registry.ErrTimeout):
@@ -150,6 +155,12 @@ func (a *app) writeRollout(result, key string, gen, previous uint64) error {
 	return a.writeLines(visible(text))
 }
 
+// canaryTimeout is for a canary without --timeout: a script must not wait for
+// ever.
+const canaryTimeout = 10 * time.Minute
+
+var errCanaryHangs = errors.New("the canary hangs")
+
 // runCanary runs a shell command on a model that is not published yet. It gets a
 // lease of its own: what it leaves running keeps the memory.
 func (a *app) runCanary(ctx context.Context, command string, m *registry.Model) error {
@@ -158,6 +169,13 @@ func (a *app) runCanary(ctx context.Context, command string, m *registry.Model) 
 		return err
 	}
 	defer lease.Close()
+	if a.timeout == 0 {
+		limited, cancel := context.WithTimeoutCause(ctx, canaryTimeout, errCanaryHangs)
+		defer cancel()
+		ctx = limited
+	}
+	runtime.LockOSThread() // asGroup
+	defer runtime.UnlockOSThread()
 	c := exec.CommandContext(ctx, "/bin/sh", "-c", command)
 	c.Env = setenv(setenv(setenv(a.env, "ONECOPY_PATH", m.Path()), "ONECOPY_KEY", m.Key()), "ONECOPY_LEASE_FD", "3")
 	c.ExtraFiles = []*os.File{lease}
@@ -166,7 +184,7 @@ func (a *app) runCanary(ctx context.Context, command string, m *registry.Model) 
 	asGroup(c)
 	switch err := c.Run(); {
 	case ctx.Err() != nil:
-		return ctx.Err()
+		return context.Cause(ctx)
 	case err != nil:
 		return fmt.Errorf("the canary: %w", err)
 	}
@@ -178,6 +196,7 @@ type rolloutStatusJSON struct {
 	Dir         string              `json:"dir"`
 	Key         string              `json:"key"`
 	Generations []rolloutGeneration `json:"generations"` // the newest first
+	Outside     bool                `json:"outside_not_visible"`
 }
 
 type rolloutGeneration struct {
@@ -199,9 +218,13 @@ func (a *app) rolloutStatus(key string) error {
 	if err != nil {
 		return suggestKeys(r, key, err)
 	}
+	rep, err := r.HolderReport(key)
+	if err != nil {
+		return err
+	}
 	switch {
 	case a.json():
-		doc := rolloutStatusJSON{newSchema(), r.Dir(), key, []rolloutGeneration{}}
+		doc := rolloutStatusJSON{newSchema(), r.Dir(), key, []rolloutGeneration{}, rep.Outside}
 		for _, g := range gens {
 			doc.Generations = append(doc.Generations, rolloutGeneration{
 				g.Generation, g.Published, g.Bytes, utc(g.LoadedAt), toOriginJSON(g.Origin), toHoldersJSON(g.Holders),
@@ -226,6 +249,9 @@ func (a *app) rolloutStatus(key string) error {
 			strconv.FormatUint(g.Generation, 10), yesNo(g.Published), a.size(g.Bytes), a.age(g.LoadedAt),
 			strconv.Itoa(len(pids)), clipList(pids, 8), originText(g.Origin),
 		})
+	}
+	if rep.Outside {
+		a.note("%s", outsideNote)
 	}
 	return a.writeTable([]string{"GEN", "PUBLISHED", "SIZE", "AGE", "HOLDERS", "PIDS", "ORIGIN"}, rows)
 }

@@ -238,7 +238,8 @@ type scanJSON struct {
 	Examined       int             `json:"examined_processes"`
 	NotVisible     int             `json:"not_visible_processes"`
 	NotVisibleMine int             `json:"not_visible_same_user"`
-	Needs          *string         `json:"needs"` // the privilege to see the rest
+	Needs          *string         `json:"needs"`               // the privilege to see the rest
+	Outside        bool            `json:"outside_not_visible"` // a PID namespace of its own
 	Complete       bool            `json:"complete"`
 	Skipped        int             `json:"skipped_processes"` // the time was over
 	Seconds        float64         `json:"seconds"`
@@ -252,7 +253,7 @@ type scanLineJSON struct {
 func (a *app) writeScan(models []scan.Model, r *scan.Report) error {
 	doc := scanJSON{
 		schema: newSchema(), Dir: a.registryDir(), Models: []scanModelJSON{}, Processes: []scanUseJSON{},
-		Examined: r.Examined, NotVisible: r.NotVisible, NotVisibleMine: r.SameUser, Needs: orNull(privilege(r)),
+		Examined: r.Examined, NotVisible: r.NotVisible, NotVisibleMine: r.SameUser, Needs: orNull(privilege(r)), Outside: r.Outside,
 		Complete: r.Complete, Skipped: r.SkippedFor, Seconds: r.Elapsed.Seconds(),
 	}
 	for i, t := range r.Models {
@@ -323,6 +324,9 @@ func (a *app) writeScanTable(doc scanJSON) error {
 	}
 	if doc.NotVisible > 0 {
 		a.note("%s could not be read: %s", processes(doc.NotVisible), *doc.Needs)
+	}
+	if doc.Outside {
+		a.note("%s", outsideNote)
 	}
 	if !doc.Complete {
 		were := "were"

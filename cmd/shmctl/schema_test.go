@@ -11,12 +11,14 @@ import (
 	"os"
 	"path/filepath"
 	"reflect"
+	"regexp"
 	"slices"
 	"strings"
 	"testing"
 	"time"
 
 	"github.com/google/go-cmp/cmp"
+	"github.com/spf13/cobra"
 )
 
 // documents are all JSON documents that commands write. Their schemas, in
@@ -25,7 +27,76 @@ var documents = map[string]any{
 	"error": errorJSON{}, "load": loadJSON{}, "ls": lsJSON{}, "ls.line": modelLineJSON{}, "stat": statJSON{}, "path": pathJSON{},
 	"rm": rmJSON{}, "rm.line": rmLineJSON{}, "gc": gcJSON{}, "holders": holdersJSON{}, "holders.line": holderLineJSON{},
 	"version": versionJSON{}, "keys": keysJSON{}, "trim": trimJSON{}, "config": configJSON{}, "metrics": metricsJSON{},
-	"top": topJSON{}, "rollout": rolloutJSON{}, "rollout-status": rolloutStatusJSON{}, "doctor": doctorJSON{},
+	"top": topJSON{}, "rollout": rolloutJSON{}, "rollout-status": rolloutStatusJSON{}, "doctor": doctorJSON{}, "doctor.line": findingLineJSON{},
+	"scan": scanJSON{}, "scan.line": scanLineJSON{}, "check": checkJSON{}, "check.line": problemLineJSON{},
+	"dump": dumpJSON{}, "dump.line": rawFieldLineJSON{}, "wait": modelLineJSON{},
+}
+
+// sameDocument says which commands write the document of another.
+var sameDocument = map[string]string{
+	"pin": "keys", "unpin": "keys", "touch": "keys", "ttl": "keys", "config get": "config", "config set": "config",
+	"rollout status": "rollout-status", "rollout undo": "rollout",
+}
+
+// noDocument says which commands write no document, and what they write.
+var noDocument = map[string]string{"cat": "a file", "exec": "what COMMAND writes"}
+
+// Every command has a schema.
+func TestEveryCommandHasASchema(t *testing.T) {
+	for path := range commandPaths() {
+		name := path
+		if same, ok := sameDocument[path]; ok {
+			name = same
+		}
+		if _, ok := documents[name]; !ok && noDocument[path] == "" {
+			t.Errorf("the document of %q has no schema", path)
+		}
+	}
+}
+
+// Every command is tried while other processes run, by some script.
+func TestEveryCommandHasAScript(t *testing.T) {
+	scripts, err := filepath.Glob("testdata/script/*.txtar")
+	if err != nil {
+		t.Fatal(err)
+	}
+	background := regexp.MustCompile(`(?m)^[^#\n]*&\w+&$`)
+	var texts []string
+	for _, path := range scripts {
+		b, err := os.ReadFile(path)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if background.Match(b) {
+			texts = append(texts, string(b))
+		}
+	}
+	for path := range commandPaths() {
+		run := regexp.MustCompile(`(?m)^[^#\n]*\bshmctl ` + path + `\b`)
+		if !slices.ContainsFunc(texts, run.MatchString) {
+			t.Errorf("no script with processes in the background runs shmctl %s", path)
+		}
+	}
+}
+
+// commandPaths are the commands that people type, without those of cobra.
+func commandPaths() map[string]*cobra.Command {
+	paths := map[string]*cobra.Command{}
+	root := newApp(nil, nil, nil, nil).command()
+	var visit func(*cobra.Command)
+	visit = func(cmd *cobra.Command) {
+		if cmd.Name() == "help" || cmd.Name() == "completion" {
+			return
+		}
+		if cmd != root {
+			paths[strings.TrimPrefix(cmd.CommandPath(), root.Name()+" ")] = cmd
+		}
+		for _, sub := range cmd.Commands() {
+			visit(sub)
+		}
+	}
+	visit(root)
+	return paths
 }
 
 const schemaDir = "../../docs/schema"

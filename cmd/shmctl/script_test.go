@@ -24,11 +24,10 @@ import (
 	"testing"
 	"time"
 
-	"github.com/rogpeppe/go-internal/testscript"
-	"golang.org/x/sys/unix"
-
+	"github.com/creack/pty"
 	"github.com/onecopy/onecopy/internal/layout"
 	"github.com/onecopy/onecopy/registry"
+	"github.com/rogpeppe/go-internal/testscript"
 )
 
 // The scripts run real processes: the test binary, called by one of these
@@ -44,7 +43,8 @@ func TestMain(m *testing.M) {
 		"normjson":  normJSON,
 		"on-pty":    onPTY,
 		"unloaded":  unloaded,
-		"live":      live,
+		"gone":      gone,
+		"state":     state,
 		"scrape":    scrape,
 		"conforms":  conforms,
 	})
@@ -80,8 +80,11 @@ func TestScripts(t *testing.T) {
 			return nil
 		},
 		Condition: func(cond string) (bool, error) {
-			if cond == "root" {
+			switch cond {
+			case "root":
 				return os.Geteuid() == 0, nil
+			case "pidns": // may PID namespaces be made here?
+				return exec.Command("unshare", "--pid", "--fork", "--mount-proc", "true").Run() == nil, nil
 			}
 			return false, fmt.Errorf("unknown condition %q", cond)
 		},
@@ -294,8 +297,9 @@ func normJSON() {
 }
 
 func norm(name string, v any) any {
-	if name == "charges" { // what is known depends on who asks
-		return "CHARGES"
+	switch name {
+	case "charges", "needs", "outside_not_visible": // what is known depends on who asks
+		return strings.ToUpper(name)
 	}
 	switch v := v.(type) {
 	case map[string]any:
@@ -311,7 +315,8 @@ func norm(name string, v any) any {
 	case json.Number:
 		switch name {
 		case "load_seconds", "pid", "uid", "resident_bytes", "proportional_bytes", "budget_bytes", "free_bytes",
-			"size_bytes", "used_bytes", "model_bytes", "overhead_bytes", "held_bytes", "value", "hidden_processes", "freed_bytes", "collapsed_bytes", "copied_bytes", "direct_bytes", "fallbacks":
+			"size_bytes", "used_bytes", "model_bytes", "overhead_bytes", "held_bytes", "value", "hidden_processes", "freed_bytes", "collapsed_bytes", "copied_bytes", "direct_bytes", "fallbacks",
+			"seconds", "examined_processes", "not_visible_processes", "not_visible_same_user", "attached_resident_bytes":
 			return "NUMBER"
 		}
 		return v
@@ -322,8 +327,13 @@ func norm(name string, v any) any {
 			}
 			return "TIME"
 		}
-		if name == "epoch" || name == "command" || name == "cgroup" {
+		switch name {
+		case "epoch", "command", "cgroup", "hex", "go", "platform", "commit", "date":
 			return strings.ToUpper(name)
+		case "text": // of a raw field
+			if strings.Trim(v, "0123456789abcdef") == "" {
+				return "NUMBER"
+			}
 		}
 		v = strings.ReplaceAll(v, os.Getenv("ONECOPY_DIR"), "$ONECOPY_DIR")
 		v = strings.ReplaceAll(v, os.Getenv("WORK"), "$WORK")
@@ -344,34 +354,16 @@ func onPTY() {
 	os.Exit(code)
 }
 
-// openPTY returns both ends of a terminal of 200 columns.
-func openPTY() (ctrl, tty *os.File, err error) {
-	if ctrl, err = os.OpenFile("/dev/ptmx", os.O_RDWR|syscall.O_NOCTTY, 0); err != nil {
-		return nil, nil, err
-	}
-	n, err := unix.IoctlGetInt(int(ctrl.Fd()), unix.TIOCGPTN)
-	if err == nil {
-		err = unix.IoctlSetPointerInt(int(ctrl.Fd()), unix.TIOCSPTLCK, 0)
-	}
-	if err == nil {
-		err = unix.IoctlSetWinsize(int(ctrl.Fd()), unix.TIOCSWINSZ, &unix.Winsize{Row: 40, Col: 200})
-	}
-	if err == nil {
-		tty, err = os.OpenFile("/dev/pts/"+strconv.Itoa(n), os.O_RDWR|syscall.O_NOCTTY, 0)
-	}
-	if err != nil {
-		ctrl.Close()
-		return nil, nil, err
-	}
-	return ctrl, tty, nil
-}
-
 func runOnPTY(name string, args ...string) (code int, out string, err error) {
-	ctrl, tty, err := openPTY()
+	ctrl, tty, err := pty.Open()
 	if err != nil {
 		return 0, "", err
 	}
 	defer ctrl.Close()
+	if err := pty.Setsize(tty, &pty.Winsize{Rows: 40, Cols: 200}); err != nil {
+		tty.Close()
+		return 0, "", err
+	}
 	cmd := exec.Command(name, args...)
 	cmd.Stdout, cmd.Stderr = tty, tty
 	if err := cmd.Start(); err != nil {
@@ -396,6 +388,47 @@ func unloaded() {
 			return
 		}
 		time.Sleep(time.Millisecond)
+	}
+}
+
+// state prints what of the registry a command that fails must not change: the
+// published generations and all files.
+func state() {
+	r, err := registry.Open(registry.DefaultDir(), &registry.Options{MustExist: true})
+	if err == nil {
+		var es []registry.Entry
+		es, err = r.Entries()
+		for _, e := range es {
+			fmt.Println(e.Key, e.State, e.Generation, e.Bytes, e.Pinned, e.TTL)
+		}
+	}
+	if err == nil {
+		err = filepath.Walk(registry.DefaultDir(), func(p string, fi os.FileInfo, err error) error {
+			// The files of the locks of keys stay, empty, for who comes next.
+			if err == nil && filepath.Base(filepath.Dir(p)) != layout.LocksDir {
+				fmt.Println(p, fi.Mode())
+			}
+			return err
+		})
+	}
+	if err != nil {
+		fmt.Fprintln(os.Stderr, err)
+		os.Exit(1)
+	}
+}
+
+// gone PID... waits until processes have ended.
+func gone() {
+	for _, pid := range os.Args[1:] {
+		for {
+			// A zombie has ended; who inherits it may never look.
+			b, err := os.ReadFile("/proc/" + pid + "/stat")
+			_, state, _ := strings.Cut(string(b), ") ")
+			if err != nil || strings.HasPrefix(state, "Z") || strings.HasPrefix(state, "X") {
+				break
+			}
+			time.Sleep(time.Millisecond)
+		}
 	}
 }
 
@@ -426,8 +459,8 @@ func scrape() {
 			return err
 		}
 		addr := strings.TrimSuffix(strings.TrimPrefix(url, "http://"), "/metrics")
-		out, _ := exec.Command("shmctl", "metrics", "--listen", addr).CombinedOutput()
-		fmt.Printf("again: %s", out)
+		out, err := exec.Command("shmctl", "metrics", "--listen", addr).CombinedOutput()
+		fmt.Printf("again: %v %s", err, out)
 		cmd.Process.Signal(syscall.SIGTERM)
 		cmd.Wait()
 		fmt.Println("served:", get.Status, cmd.ProcessState)
@@ -437,40 +470,4 @@ func scrape() {
 		fmt.Fprintln(os.Stderr, err)
 		os.Exit(1)
 	}
-}
-
-// live PROGRAM ARGS... runs shmctl top on a terminal, waits for the first screen
-// with a model, presses h, waits for what that changes, presses q, and writes
-// what came to the terminal.
-func live() {
-	ctrl, tty, err := openPTY()
-	if err != nil {
-		fmt.Fprintln(os.Stderr, err)
-		os.Exit(1)
-	}
-	cmd := exec.Command(os.Args[1], os.Args[2:]...)
-	cmd.Stdin, cmd.Stdout, cmd.Stderr = tty, tty, tty
-	cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true, Setctty: true}
-	if err := cmd.Start(); err != nil {
-		fmt.Fprintln(os.Stderr, err)
-		os.Exit(1)
-	}
-	tty.Close()
-	var out strings.Builder
-	buf := make([]byte, 4096)
-	steps := []struct{ see, press string }{{"bert", "h"}, {"holders", "q"}}
-	for {
-		n, err := ctrl.Read(buf)
-		out.Write(buf[:n])
-		if len(steps) > 0 && strings.Contains(out.String(), steps[0].see) {
-			ctrl.WriteString(steps[0].press)
-			steps = steps[1:]
-		}
-		if err != nil { // EIO when the last holder of the terminal has gone
-			break
-		}
-	}
-	cmd.Wait()
-	fmt.Println(out.String())
-	fmt.Println("ended:", cmd.ProcessState)
 }

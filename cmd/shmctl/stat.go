@@ -20,7 +20,11 @@ func (a *app) statCommand() *cobra.Command {
 		Long: `Stat shows what the registry knows about one model: its files with sizes and
 digests, its generation, where it came from, when it was loaded and used, and
 the processes that hold it. For those with CAP_SYS_ADMIN it also shows to which
-control groups the memory is charged: those that touched it first.`,
+control groups the memory is charged: those that touched it first.
+
+"pages" is measured at the moment: how much of the model lies in 2 MiB pages,
+and whether programs that map a file by its path (llama.cpp, safetensors, numpy)
+get them too, or else which command lets them. Files below 2 MiB have none.`,
 		Example: `  shmctl stat bert
   shmctl stat bert -o json | jq -r '.files[] | .digest + "  " + .path'`,
 		Args:              takes(1, 1, "KEY"),
@@ -43,6 +47,7 @@ type statJSON struct {
 
 	HiddenProcs int          `json:"hidden_processes"` // that could not be looked into
 	Charges     []chargeJSON `json:"charges"`          // null when this user cannot know
+	Pages       *pagesJSON   `json:"pages"`            // null while nothing is published
 }
 
 func (a *app) stat(key string) error {
@@ -61,10 +66,11 @@ func (a *app) stat(key string) error {
 	}
 
 	charges, _ := r.Charges(key) // takes a privilege that few have
+	pages := measurePages(r, key)
 
 	switch a.output {
 	case formatJSON, formatJSONL:
-		doc := statJSON{schema: newSchema(), Dir: r.Dir(), modelJSON: toModelJSON(e), Holders: toHoldersJSON(rep.Holders), HiddenProcs: rep.Hidden}
+		doc := statJSON{schema: newSchema(), Dir: r.Dir(), modelJSON: toModelJSON(e), Holders: toHoldersJSON(rep.Holders), HiddenProcs: rep.Hidden, Pages: a.toPagesJSON(pages)}
 		for _, c := range charges {
 			doc.Charges = append(doc.Charges, chargeJSON{c.Cgroup, c.Bytes})
 		}
@@ -76,6 +82,9 @@ func (a *app) stat(key string) error {
 		return a.writeLines(e.Key)
 	}
 	fields := a.statFields(e)
+	if pages != nil {
+		fields = append(fields, [2]string{"pages", a.pagesText(*pages)})
+	}
 	for _, c := range charges {
 		fields = append(fields, [2]string{"charged", a.size(c.Bytes) + " to " + cmp.Or(c.Cgroup, "no control group")})
 	}
@@ -94,6 +103,16 @@ func (a *app) stat(key string) error {
 		return err
 	}
 	return a.writeHolders(rep)
+}
+
+// measurePages is nil when there is nothing to measure: the model may go at any
+// time.
+func measurePages(r *registry.Registry, key string) *registry.PageReport {
+	rep, err := r.HugePages(key)
+	if err != nil {
+		return nil
+	}
+	return &rep
 }
 
 func (a *app) statFields(e registry.Entry) [][2]string {

@@ -34,7 +34,8 @@ in the memory of their holders (RESIDENT), the sum of the holders' shares of tha
 
 Keys: k s r p h a g sort by key, size, resident, PSS, holders, attaches, age; q
 quits. Looking into processes costs time: the interval grows so that top takes no
-more than a twentieth of a processor.
+more than a twentieth of a processor, and a process is looked into again when its
+address space or shared memory has grown or shrunk, and every twenty seconds.
 
 Without a terminal it takes --once, which prints one table, or -o jsonl, which
 prints one document per interval (or --count of them).`,
@@ -78,12 +79,14 @@ type topJSON struct {
 	Models        []topModelJSON `json:"models"`
 	Stats         *statsJSON     `json:"stats"` // null when there is no registry
 	HiddenProcs   int            `json:"hidden_processes"`
+	Outside       bool           `json:"outside_not_visible"` // a PID namespace of its own
 	UnlinkedBytes int64          `json:"unlinked_bytes"`
 }
 
 // topSampler takes samples and remembers the last one for rates.
 type topSampler struct {
 	a    *app
+	w    watcher
 	last map[string]uint64
 	at   time.Time
 }
@@ -92,28 +95,21 @@ func (s *topSampler) sample() (doc topJSON, err error) {
 	a := s.a
 	now := a.now()
 	doc = topJSON{schema: newSchema(), Dir: a.registryDir(), Time: utc(now), Models: []topModelJSON{}}
-	r, err := a.open()
+	var all registry.Overview
+	var rep registry.HolderReport
+	err = s.w.look(func(w *registry.Watch) (err error) {
+		all, rep, err = w.OverviewAndHolders()
+		return err
+	})
 	if errors.Is(err, registry.ErrNoRegistry) {
 		return doc, nil
 	}
 	if err != nil {
 		return doc, err
 	}
-	defer r.Close()
-	es, err := r.Entries()
-	if err != nil {
-		return doc, err
-	}
-	stats, err := r.Stats()
-	if err != nil {
-		return doc, err
-	}
-	rep, err := r.HolderReport("")
-	if err != nil {
-		return doc, err
-	}
+	es, stats := all.Entries, all.Stats
 	st := toStatsJSON(stats)
-	doc.Stats, doc.HiddenProcs, doc.UnlinkedBytes = &st, rep.Hidden, rep.Unlinked
+	doc.Stats, doc.HiddenProcs, doc.UnlinkedBytes, doc.Outside = &st, rep.Hidden, rep.Unlinked, rep.Outside
 	type held struct {
 		n        int
 		res, pss int64
@@ -123,7 +119,9 @@ func (s *topSampler) sample() (doc topJSON, err error) {
 		if by[h.Key] == nil {
 			by[h.Key] = &held{}
 		}
-		by[h.Key].n++
+		if h.Via != "unlinked" { // who is listed for the lease too, if there is one
+			by[h.Key].n++
+		}
 		by[h.Key].res += h.Resident
 		by[h.Key].pss += h.Proportional
 	}
@@ -184,7 +182,11 @@ func (a *app) top(cmd *cobra.Command, t topFlags) error {
 	if t.interval <= 0 {
 		return usagef("", "--interval %v: it must be more than 0", t.interval)
 	}
-	s := &topSampler{a: a}
+	if t.count < 0 {
+		return usagef("", "--count %d is negative", t.count)
+	}
+	s := &topSampler{a: a, w: watcher{a: a}}
+	defer s.w.close()
 	switch {
 	case a.output == formatJSONL && !t.once:
 		return a.topStream(cmd, t, s)
@@ -222,7 +224,7 @@ func (a *app) topStream(cmd *cobra.Command, t topFlags, s *topSampler) error {
 	ctx, stop := a.context(cmd)
 	defer stop()
 	for n := 1; ; n++ {
-		begun := time.Now()
+		begun := processorTime()
 		doc, err := s.sample()
 		if err != nil {
 			return err
@@ -234,7 +236,7 @@ func (a *app) topStream(cmd *cobra.Command, t topFlags, s *topSampler) error {
 		if n == t.count {
 			return nil
 		}
-		timer := time.NewTimer(pace(t.interval, time.Since(begun)))
+		timer := time.NewTimer(pace(t.interval, processorTime()-begun))
 		select {
 		case <-ctx.Done():
 			timer.Stop()
@@ -244,7 +246,8 @@ func (a *app) topStream(cmd *cobra.Command, t topFlags, s *topSampler) error {
 	}
 }
 
-// pace keeps top from using more than a twentieth of a processor.
+// pace keeps top from using more than a twentieth of a processor; cost is the
+// processor time of a refresh, whoever else keeps the processors busy.
 func pace(interval, cost time.Duration) time.Duration { return max(interval, 20*cost) - cost }
 
 var topHeader = []string{"KEY", "STATE", "GEN", "SIZE", "RESIDENT", "PSS", "HOLDERS", "ATTACH/S", "PIN", "AGE"}
@@ -304,7 +307,10 @@ func (a *app) topSummary(doc topJSON) string {
 		s += fmt.Sprintf(", %s mapped without a name", a.size(doc.UnlinkedBytes))
 	}
 	if doc.HiddenProcs > 0 {
-		s += fmt.Sprintf(", %d processes not visible", doc.HiddenProcs)
+		s += ", " + processes(doc.HiddenProcs) + " not visible"
+	}
+	if doc.Outside {
+		s += ", nobody outside this PID namespace visible"
 	}
 	return s
 }
@@ -326,14 +332,22 @@ type topSample struct {
 	cost time.Duration
 }
 
-type topTick struct{}
+type (
+	topTick  struct{}
+	topWatch struct{}
+)
 
-func (m *topModel) Init() tea.Cmd { return m.refresh }
+func (m *topModel) Init() tea.Cmd { return tea.Batch(m.refresh, watchTerminal()) }
+
+// watchTerminal asks to look whether the terminal is still there.
+func watchTerminal() tea.Cmd {
+	return tea.Tick(time.Second, func(time.Time) tea.Msg { return topWatch{} })
+}
 
 func (m *topModel) refresh() tea.Msg {
-	begun := time.Now()
+	begun := processorTime()
 	doc, err := m.s.sample()
-	return topSample{doc, err, time.Since(begun)}
+	return topSample{doc, err, processorTime() - begun}
 }
 
 func (m *topModel) Update(msg tea.Msg) (tea.Model, tea.Cmd) {
@@ -349,6 +363,14 @@ func (m *topModel) Update(msg tea.Msg) (tea.Model, tea.Cmd) {
 		return m, tea.Tick(pace(m.t.interval, msg.cost), func(time.Time) tea.Msg { return topTick{} })
 	case topTick:
 		return m, m.refresh
+	case topWatch:
+		// A terminal that was closed is none any more. The signal that says so
+		// may be ignored, as nohup does.
+		if !isTerminal(m.a.stdout) {
+			m.err = errors.New("the terminal is gone")
+			return m, tea.Quit
+		}
+		return m, watchTerminal()
 	case tea.KeyPressMsg:
 		switch k := msg.String(); k {
 		case "q", "esc", "ctrl+c":

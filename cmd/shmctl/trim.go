@@ -1,7 +1,6 @@
 package main
 
 import (
-	"errors"
 	"fmt"
 	"math"
 	"strconv"
@@ -24,8 +23,9 @@ first and only as a whole, until the registry uses at most SIZE. What gc would
 remove goes first. If everything that could go is not enough, trim says so and
 fails with exit code 5.
 
-On a terminal it asks first. --dry-run only says what would go.`,
-		Example: `  shmctl trim --to 8GiB
+On a terminal it asks first; without one it takes --yes, or --dry-run, which only
+says what would go.`,
+		Example: `  shmctl trim --to 8GiB --yes
   shmctl trim --to 0 --dry-run    everything that is idle`,
 		Args: takes(0, 0, ""),
 		RunE: func(cmd *cobra.Command, _ []string) error { return a.trim(cmd, to, dry, yes) },
@@ -66,9 +66,11 @@ func (a *app) trim(cmd *cobra.Command, size string, dry, yes bool) error {
 		return err
 	}
 	if !dry {
-		if len(rep.Removed) > 0 && !yes && isTerminal(a.stdin) &&
-			!a.ask(fmt.Sprintf("evict %s (%s)?", plural(len(rep.Removed), "model"), a.size(rep.Freed))) {
-			return errors.New("nothing was removed")
+		nothing := len(rep.Removed) == 0 && isTerminal(a.stdin) // no reason to ask
+		if err := a.confirm(yes || nothing, func() string {
+			return fmt.Sprintf("evict %s (%s)?", plural(len(rep.Removed), "model"), a.size(rep.Freed))
+		}); err != nil {
+			return err
 		}
 		if rep, err = r.Trim(ctx, to); err != nil {
 			return err

@@ -225,6 +225,20 @@ func plural(n int, thing string) string {
 	return fmt.Sprintf("%d %ss", n, thing)
 }
 
+// confirm makes sure that something may be removed: a person is asked; without
+// one, --yes has to say so.
+func (a *app) confirm(yes bool, question func() string) error {
+	switch {
+	case yes:
+		return nil
+	case !isTerminal(a.stdin):
+		return usagef("--yes does it without asking, --dry-run only says what would go", "stdin is no terminal, so nobody can be asked")
+	case !a.ask(question()):
+		return errors.New("nothing was removed")
+	}
+	return nil
+}
+
 // ask puts a question on stderr and reads a line. Anything but yes is no.
 func (a *app) ask(question string) bool {
 	fmt.Fprintf(a.stderr, "%s [y/N] ", visible(question))

@@ -394,3 +394,20 @@ func TestNameKey(t *testing.T) {
 		}
 	}
 }
+
+func TestContainer(t *testing.T) {
+	const id = "0123456789abcdef0123456789abcdef0123456789abcdef0123456789abcdef"
+	for group, want := range map[string]string{
+		"":                                      "-",
+		"/":                                     "-",
+		"/docker/" + id:                         "0123456789ab",
+		"/system.slice/docker-" + id + ".scope": "docker-0123456789ab",
+		"/kubepods.slice/kubepods-pod1.slice/cri-containerd-" + id + ".scope": "cri-containerd-0123456789ab",
+		"/system.slice/serve@1.service":                                       "serve@1",
+		"/user.slice/" + id + id + id:                                         "0123456789ab0123456789ab01234...",
+	} {
+		if got := container(group); got != want {
+			t.Errorf("%q: %q, want %q", group, got, want)
+		}
+	}
+}

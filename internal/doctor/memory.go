@@ -115,7 +115,7 @@ func (x *examination) pathReaders() {
 			"Programs that map a model by its path (llama.cpp, safetensors, numpy) get addresses that 2 MiB pages do not fit: "+
 				"measured with 10 workers on 1.5 GiB, 32 MiB of page tables instead of 1.6 and a first read that takes twice as long. "+
 				"The library's own mappings are aligned and not concerned. Nobody else notices the option.",
-			"mount -o remount,huge=advise "+quote(x.mount.point))
+			remountHuge(x.mount))
 	}
 }
 

@@ -44,6 +44,15 @@ func mountOf(mounts []mount, path string) (found mount) {
 	return found
 }
 
+// RemountHuge is the command that gives 2 MiB pages to programs that map a model
+// by its path, for the mount that a path lies on.
+func RemountHuge(path string) string {
+	text, _ := Host{}.read("/proc/self/mountinfo")
+	return remountHuge(mountOf(parseMounts(text), path))
+}
+
+func remountHuge(m mount) string { return "mount -o remount,huge=advise " + quote(m.point) }
+
 // unescape undoes the kernel's \040 for a blank.
 func unescape(s string) string {
 	var b strings.Builder

@@ -103,8 +103,9 @@ type loaded struct {
 	gen           uint64
 }
 
-// duplicates looks for the same weights in several registries of the tmpfs, or
-// under several keys.
+// duplicates looks for the same weights in several registries, of whichever user
+// and on whichever tmpfs, or under several keys. It reads manifests, and only
+// where it may.
 func (x *examination) duplicates() {
 	if x.mount.kind != "tmpfs" {
 		return
@@ -116,14 +117,28 @@ func (x *examination) duplicates() {
 	where := map[content][]loaded{}
 	unreadable := 0
 	dirs := []string{x.dir}
-	for _, parent := range []string{x.mount.point, path.Dir(x.dir)} {
-		names, _ := x.names(parent)
-		for _, n := range names {
-			if d := path.Join(parent, n); !slices.Contains(dirs, d) {
-				dirs = append(dirs, d)
-			}
+	add := func(d string) {
+		if !slices.Contains(dirs, d) {
+			dirs = append(dirs, d)
 		}
 	}
+	parents := []string{path.Dir(x.dir)}
+	for _, m := range x.mounts {
+		if m.kind == "tmpfs" && !slices.Contains(parents, m.point) {
+			parents = append(parents, m.point)
+		}
+	}
+	for _, parent := range parents {
+		add(parent) // a mount of its own may be the registry
+		names, _ := x.names(parent)
+		for _, n := range names {
+			add(path.Join(parent, n))
+		}
+	}
+	// A tmpfs may be mounted at several places: a generation is known by the
+	// number that its registry drew.
+	type generation struct{ epoch, number uint64 }
+	seen := map[generation]bool{}
 	for _, dir := range dirs {
 		models := path.Join(dir, layout.Folder, layout.ModelsDir)
 		names, err := x.names(models)
@@ -135,9 +150,10 @@ func (x *examination) duplicates() {
 				continue
 			}
 			man := x.manifest(path.Join(models, n))
-			if man == nil {
+			if man == nil || seen[generation{uint64(man.Epoch), man.Generation}] {
 				continue
 			}
+			seen[generation{uint64(man.Epoch), man.Generation}] = true
 			for _, f := range man.Files {
 				if f.Size >= leastDuplicate {
 					c := content{f.Digest, f.Size}
@@ -188,9 +204,9 @@ func (x *examination) duplicates() {
 			"A key is a copy. Programs that mean the same model should name the same key.", "shmctl rm "+quote(list[len(list)-1]))
 	}
 	if len(x.findings) == before {
-		text := "no weights are loaded twice in the registries below " + x.mount.point
+		text := "no weights are loaded twice in the registries that can be read"
 		if unreadable > 0 {
-			text += "; " + plural(unreadable, "other") + " could not be read"
+			text += "; " + plural(unreadable, "other") + " cannot: run it as root"
 		}
 		x.ok("duplicates", "%s", text)
 	}

@@ -2,6 +2,7 @@ package doctor
 
 import (
 	"fmt"
+	"os"
 	"strconv"
 	"strings"
 )
@@ -113,9 +114,18 @@ func (x *examination) ageing() {
 	}
 }
 
+// initialPIDNamespace is how the kernel names the machine's own.
+const initialPIDNamespace = "pid:[4026531836]"
+
 // hidden: a /proc that hides other users' processes.
 func (x *examination) hidden() {
 	const check = "hidepid"
+	if name, err := os.Readlink(x.Root + "/proc/self/ns/pid"); err == nil && name != initialPIDNamespace {
+		x.add(Info, check, "this is a PID namespace of its own, as in a container: processes outside are not visible",
+			"holders, top and scan show those of the same container only, and say so. Nothing else depends on it: locks decide what is in use.",
+			"docker run --pid=host ... (Kubernetes: hostPID: true)")
+		return
+	}
 	v, ok := mountOf(x.mounts, "/proc").options["hidepid"]
 	if !ok || v == "0" || v == "off" {
 		x.ok(check, "all processes are visible in /proc")
