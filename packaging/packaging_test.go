@@ -59,8 +59,8 @@ func TestUnits(t *testing.T) {
 	}
 }
 
-// TestYAML reads every manifest; what Kubernetes would make of it is checked by
-// kubectl where that is installed and needs no cluster for it.
+// TestYAML reads every manifest; package packaging/manifests, a module of its own,
+// reads them as Kubernetes and Docker Compose do (make manifests).
 func TestYAML(t *testing.T) {
 	for _, pattern := range []string{"*.yaml", "../examples/docker/*.yaml", "../examples/kubernetes/*.yaml"} {
 		files, err := filepath.Glob(pattern)
