@@ -31,6 +31,8 @@ async def current() -> onecopy.Model:
     if model is None or model.stale:
         with added:
             new = await onecopy.aopen(KEY, PATH, on_change="ignore")
+            new.tensors()["weights"]
+        print(f"worker {os.getpid()}: generation {new.generation}, {added.share(new.nbytes)}", flush=True)
         if model is not None:
             model.close()
         model = new

@@ -31,6 +31,7 @@ with Added() as added:
     weights = onecopy.get_or_load("example/gunicorn", load, version="1")
 ready = time.perf_counter() - begun
 loaded = onecopy.stats().loads
+print(f"worker {os.getpid()}: {'loaded' if loaded else 'attached'}, {added.share(weights.nbytes)}", flush=True)
 
 
 def app(environ: dict[str, str], start_response: Callable[..., object]) -> Iterable[bytes]:

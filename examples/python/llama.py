@@ -1,6 +1,10 @@
-"""llama.cpp: it maps the shared GGUF file. Weight repacking makes a private copy, so it is off.
+"""llama.cpp maps the shared GGUF file.
 
 python llama.py MODEL.gguf
+
+Its CPU back end copies weights of some types into an order that suits the processor. That
+is faster, and a private copy in each worker, so it is off where sharing is the point:
+measure both.
 """
 
 from __future__ import annotations
@@ -14,8 +18,16 @@ import onecopy
 
 
 def main() -> None:
-    from llama_cpp import Llama
+    from llama_cpp import Llama, llama_cpp
 
+    defaults = llama_cpp.llama_model_default_params
+
+    def no_repacking() -> object:  # Llama() has no argument for it
+        params = defaults()
+        params.use_extra_bufts = False
+        return params
+
+    llama_cpp.llama_model_default_params = no_repacking
     path = sys.argv[1]
     with onecopy.open("example/llama", path) as model:
         with Added() as added:

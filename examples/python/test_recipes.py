@@ -5,6 +5,7 @@ from __future__ import annotations
 import concurrent.futures
 import contextlib
 import http.client
+import importlib
 import json
 import os
 import pathlib
@@ -18,12 +19,18 @@ import urllib.request
 from collections.abc import Iterator
 from typing import Any
 
+import numpy as np
 import pytest
 
 from conftest import HERE
 
-np = pytest.importorskip("numpy")
 MODELS = os.environ.get("ONECOPY_MODELS", "")
+EXTRA = os.environ.get("ONECOPY_EXTRA", "").replace("-", "_").split()  # what must not be missing
+
+
+def need(name: str, package: str = "") -> Any:
+    """Imports a module; without it the test is skipped, unless make python-extra has installed it."""
+    return importlib.import_module(name) if (package or name) in EXTRA else pytest.importorskip(name)
 
 
 def run(env: dict[str, str], *args: str) -> str:
@@ -31,6 +38,7 @@ def run(env: dict[str, str], *args: str) -> str:
         [sys.executable, *args], env=env, cwd=HERE, capture_output=True, text=True, timeout=300, check=False
     )
     assert p.returncode == 0, p.stderr
+    print(p.stdout)
     return p.stdout
 
 
@@ -78,10 +86,10 @@ def test_gunicorn(env: dict[str, str]) -> None:
     with server(env, "gunicorn", "--workers", "4", "--bind", "127.0.0.1:PORT", "gunicorn_app:app") as url:
         killed: set[int] = set()
         with concurrent.futures.ThreadPoolExecutor(4) as pool:
-            for i, a in enumerate(pool.map(lambda i: ask(f"{url}/?{i % 64}"), range(1500))):
+            for i, a in enumerate(pool.map(lambda i: ask(f"{url}/?{i % 64}"), range(600))):
                 assert a["sum"] == (i % 64) * 2.0**19 and a["shared"]
                 seen[a["pid"]] = a
-                if i % 100 == 50 and len(killed) < 5 and a["pid"] not in killed:
+                if i % 50 == 25 and len(killed) < 5 and a["pid"] not in killed:
                     killed.add(a["pid"])
                     with contextlib.suppress(ProcessLookupError):
                         os.kill(a["pid"], signal.SIGKILL)
@@ -116,25 +124,25 @@ def test_safetensors(env: dict[str, str], tmp_path: pathlib.Path) -> None:
 
 @pytest.mark.skipif(not MODELS, reason="ONECOPY_MODELS is not set: make python-extra")
 def test_transformers(env: dict[str, str]) -> None:
-    pytest.importorskip("torch")
-    pytest.importorskip("transformers")
+    need("torch")
+    need("transformers")
     folder = next(p.parent for p in pathlib.Path(MODELS).rglob("model.safetensors"))
     run(env, "transformers_model.py", str(folder))
     out = run(env, "transformers_model.py", str(folder))  # the second worker
-    assert max(shares(out)) < 40
+    assert len(shares(out)) == 2 and max(shares(out)) < 5
 
 
 @pytest.mark.skipif(not MODELS, reason="ONECOPY_MODELS is not set: make python-extra")
 def test_llama(env: dict[str, str]) -> None:
-    pytest.importorskip("llama_cpp")
+    need("llama_cpp", "llama_cpp_python")
     gguf = next(pathlib.Path(MODELS).rglob("*.gguf"))
     run(env, "llama.py", str(gguf))
-    assert max(shares(run(env, "llama.py", str(gguf)))) < 60
+    assert max(shares(run(env, "llama.py", str(gguf)))) < 40
 
 
 def test_onnxruntime(env: dict[str, str], tmp_path: pathlib.Path) -> None:
-    pytest.importorskip("onnxruntime")
-    onnx = pytest.importorskip("onnx")
+    need("onnxruntime")
+    onnx = need("onnx")
     w = onnx.numpy_helper.from_array(np.random.default_rng(1).random((2048, 4096), "float32"), "w")
     graph = onnx.helper.make_graph(
         [onnx.helper.make_node("MatMul", ["x", "w"], ["y"])], "g",

@@ -10,21 +10,31 @@ modules too, and skips building the module's weights in every process but one.
 from __future__ import annotations
 
 import sys
+import tempfile
 import time
 
 from measure import Added
 
 import onecopy
 
+TINY = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16, "vocab_size": 32}
+
 
 def main() -> None:
     import torch
-    from transformers import AutoModel
+    from transformers import AutoConfig, AutoModel
 
     path = sys.argv[1]
 
     def load() -> torch.nn.Module:
-        return AutoModel.from_pretrained(path, torch_dtype=torch.bfloat16).eval()
+        return AutoModel.from_pretrained(path, dtype=torch.bfloat16).eval()
+
+    # The first load of a process imports the architecture and what the library needs to
+    # load, some 90 MiB that are code and no weights: a tiny model does that first.
+    tiny = AutoConfig.from_pretrained(path, **TINY)
+    with tempfile.TemporaryDirectory() as folder:
+        AutoModel.from_config(tiny).save_pretrained(folder)
+        AutoModel.from_pretrained(folder)
 
     with onecopy.open("example/transformers", path) as model:
         with Added() as added:

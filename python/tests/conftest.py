@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import gc
 import os
 import pathlib
@@ -123,7 +124,11 @@ def start(shm: str) -> Iterator[Any]:
     for p in procs:
         if p.p.poll() is None:
             p.p.kill()
-        p.p.communicate()
+        for f in (p.p.stdin, p.p.stdout, p.p.stderr):  # not to their end: a child of p may have them
+            if f is not None:
+                with contextlib.suppress(BrokenPipeError):
+                    f.close()
+        p.p.wait()
 
 
 @pytest.fixture(autouse=True)

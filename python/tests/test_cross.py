@@ -39,12 +39,12 @@ def test_go_loads_python_reads(reg: onecopy.Registry, ctl: Ctl, tmp_path: pathli
         assert m["big.bin"] == (tmp_path / "m" / "big.bin").read_bytes() and m["onnx/x"] == b"x" and m["nothing"] == b""
         m.verify()
         assert ctl("path", "org/k").stdout.strip() == m.path
-        p = ctl("rm", "org/k", check=False)
+        p = ctl("rm", "--yes", "org/k", check=False)
         assert p.returncode == 5 and str(os.getpid()) in p.stderr
     assert reg.check(data=True) == []
     del m, n
     gc.collect()
-    ctl("rm", "org/k")
+    ctl("rm", "--yes", "org/k")
     with pytest.raises(onecopy.NotFound):
         reg.get("org/k")
 
@@ -79,7 +79,7 @@ def test_the_same_texts(reg: onecopy.Registry, ctl: Ctl, model: pathlib.Path, tm
 
     reg.open("k0", model).close()
     gc.collect()
-    same(lambda: reg.remove("absent"), "rm", "absent")
+    same(lambda: reg.remove("absent"), "rm", "--yes", "absent")
     (tmp_path / "e").mkdir()
     same(lambda: reg.open("k", tmp_path / "e"), "load", "k", str(tmp_path / "e"))
     same(lambda: reg.get("a\nb"), "path", "a\nb")

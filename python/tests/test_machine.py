@@ -94,7 +94,7 @@ class Machine(RuleBasedStateMachine):
     def remove(self, key: str, who: str) -> None:
         busy = any(not m.stale for m in self.held.get(key, []))
         if who == "go":
-            code = self.ctl("rm", key)[0]
+            code = self.ctl("rm", "--yes", key)[0]
         else:
             try:
                 self.reg.remove(key)

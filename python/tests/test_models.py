@@ -460,6 +460,7 @@ def test_no_space(shm: str, tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPa
     held = r.open("a", a)
     with pytest.raises(onecopy.NoSpace, match="0 B are idle and can be evicted, 2.0 MiB are in use") as e:
         r.open("b", b, fallback="raise")
+    assert e.value.pids == (os.getpid(),) and f"2.0 MiB are in use by pid {os.getpid()} (" in e.value.text
     assert e.value.budget == 3 << 20 and e.value.headroom >= -1 and e.value.need > 2 << 20
     with pytest.warns(RuntimeWarning, match="not shared: not enough memory"), r.open("b", b) as m:
         assert not m.shared and m["b"] == b.read_bytes() and "not enough" in m.reason
@@ -526,3 +527,34 @@ def test_errors_can_be_pickled() -> None:
         assert type(errors.from_os(OSError(num, "x"), "op", "/p")) is kind
     with pytest.raises(errors.NoSpace, match="load: /x: not enough memory"), errors.operation("load"):
         raise OSError(28, "x", "/x")
+
+
+def test_an_expired_model_goes_when_somebody_opens(reg: onecopy.Registry, model: pathlib.Path) -> None:
+    from onecopy import _table as T
+
+    reg.open("a", model).close()
+    reg.open("b", model).close()
+    gc.collect()
+    with reg._here().table("x") as t:
+        f = t.find("a")
+        assert f is not None
+        for h in (T.TTL, T.IDLE_SINCE, T.LAST_ATTACH, T.LAST_RELEASE):
+            t.set_hint(f.slot, h, 1)
+    assert [e.key for e in onecopy.Registry(reg.dir, must_exist=True).entries()] == ["a", "b"]
+    assert [e.key for e in onecopy.Registry(reg.dir).entries()] == ["b"]
+
+
+def test_what_the_dead_left_makes_room_first(shm: str, model: pathlib.Path) -> None:
+    """Nothing is evicted while there is memory that belongs to nobody."""
+    reg = onecopy.Registry(shm + "/r", threads=1, budget=4 << 20)
+    reg.open("a", model).close()
+    stray = pathlib.Path(reg.dir, "v1", "m", "0123456789abcdef-7")
+    stray.mkdir()
+    (stray / "data").write_bytes(bytes(3 << 20))
+    (model / "a.bin").write_bytes(bytes(2 << 20))
+    reg.open("b", model).close()
+    assert [e.key for e in reg.entries()] == ["a", "b"] and not stray.exists()
+    (model / "a.bin").write_bytes(bytes(5 << 20))
+    with pytest.raises(onecopy.NoSpace):
+        reg.open("c", model, fallback="raise")
+    assert [e.key for e in reg.entries()] == ["a", "b"] and reg.check() == []

@@ -185,3 +185,15 @@ def test_default_dir(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("ONECOPY_DIR")
     assert onecopy.Registry().dir == f"/dev/shm/onecopy-{ME}"
     assert "onecopy-" in repr(onecopy.Registry())
+
+
+def test_a_copy_is_the_path(reg: onecopy.Registry, model: pathlib.Path) -> None:
+    """transformers calls str() on the path that it is given, and copies and pickles what it keeps of it."""
+    import copy
+    import pickle
+
+    with reg.open("k", model) as m:
+        path = os.fspath(m)
+        assert str(m) == f"{m}" == path and os.path.isdir(str(m)) and repr(m) != path
+        for copied in (copy.copy(m), copy.deepcopy({"name": m})["name"], pickle.loads(pickle.dumps(m))):
+            assert copied == path and type(copied) is str

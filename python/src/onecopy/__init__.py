@@ -20,6 +20,7 @@ $ONECOPY_DIR, else /dev/shm/onecopy-<uid>; :class:`Registry` opens another one.
 from __future__ import annotations
 
 import os as _os
+from sys import platform as _platform
 
 from ._registry import Registry
 from .errors import (
@@ -86,6 +87,11 @@ def _refuse_subinterpreters() -> None:
 
 _refuse_subinterpreters()
 
+if _platform.startswith("linux"):
+    # What every attach needs, so that the first one is as fast as the others; what loads
+    # and inspects comes when it is called for. (Elsewhere there is no fcntl.)
+    from . import _attach, _model, _objects  # noqa: F401
+
 _default = Registry()
 _cached = _default._objects
 _pread: Any = getattr(_os, "pread", None)
@@ -106,7 +112,13 @@ def open(
     replace: bool = False,
     progress: Callable[[int, int], None] | None = None,
 ) -> Model:
-    """The model of key, loaded from path if no process has done so: see Registry.open."""
+    """The model of key, loaded from path (a file or a folder) if no process has done so.
+
+    timeout: seconds to wait for another process's load (default 600). on_change: "error"
+    (SourceChanged), "replace" or "ignore" when the source is not what was loaded.
+    fallback: "auto" and "private" map the source's own files where nothing can be shared,
+    "raise" raises NoSpace, Unsupported, ... All the rest: help(onecopy.Registry.open).
+    """
     return _default.open(
         key, path, timeout=timeout, fallback=fallback, on_change=on_change, replace=replace, progress=progress
     )
@@ -127,7 +139,16 @@ def get_or_load(
     fallback: str = "auto",
     on_change: str = "error",
 ) -> T:
-    """What loader returns, made once per machine and shared: see Registry.get_or_load."""
+    """What loader returns, made once per machine and shared by all processes.
+
+    loader() returns anything that can be pickled; its numpy arrays and torch tensors become
+    views of the shared memory, with the same shape, dtype and strides. loader(writer) may
+    make them there: writer.empty(shape, dtype), writer.tensor(shape, dtype).
+    version: a string that changes when the loader makes something else; SourceChanged then.
+    mode: "r" read-only (default), "c" copy on write (default for torch). timeout: seconds.
+    LoadFailed: the loader raised (the cause), or was killed three times in a row; NoSpace:
+    memory is short. All the rest: help(onecopy.Registry.get_or_load).
+    """
     # The hit, written out: a dictionary look-up and one pread of the slot's word. (A
     # mapped word would be faster, and SIGBUS when somebody truncates the table.)
     try:

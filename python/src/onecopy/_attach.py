@@ -11,7 +11,6 @@ import os
 import threading
 import time
 import weakref
-from typing import Any
 
 from . import _crash, _locks, _sys
 from . import _layout as L
@@ -21,6 +20,10 @@ from ._names import gen_name, quote
 from ._place import Gone as PlaceGone
 from ._place import Moved, Place, boottime
 from .errors import Busy, Corrupt, Error, Gone, InvalidPath, NotFound, VersionMismatch, from_os
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
 
 EAGER_FILES = 1
 

@@ -11,7 +11,7 @@ from ._attach import read_manifest
 from ._manifest import Manifest
 from ._names import gen_name, parse_gen_name
 from ._place import Place, boottime
-from .errors import Error
+from .errors import Error, NoSpace
 
 if TYPE_CHECKING:
     from ._registry import Registry
@@ -141,22 +141,28 @@ def _leased(p: Place) -> dict[int, set[int]]:
     return out
 
 
-def holders(p: Place, key: str) -> list[int]:
-    """Pids that map the manifest of key, as far as this process may see."""
-    f = p.find(key)
-    if f is None:
-        return []
-    try:
-        st = p.m.stat(gen_name(p.ident.epoch, T.gen_of(f.word)) + L.MANIFEST_EXT)
-    except OSError:
-        return []
+def holders(p: Place, key: str | None = None) -> list[int]:
+    """Pids that map the manifest of key, or any manifest, as far as this process may see."""
+    if key is None:
+        names = [n for n in p.m.names() if n.endswith(L.MANIFEST_EXT)]
+    else:
+        f = p.find(key)
+        names = [] if f is None else [gen_name(p.ident.epoch, T.gen_of(f.word)) + L.MANIFEST_EXT]
     # By device and inode: the loader's own mapping has the name of an anonymous file.
-    want = [f"{os.major(st.st_dev):02x}:{os.minor(st.st_dev):02x}", str(st.st_ino)]
+    want = []
+    for n in names:
+        try:
+            st = p.m.stat(n)
+        except OSError:
+            continue
+        want.append([f"{os.major(st.st_dev):02x}:{os.minor(st.st_dev):02x}", str(st.st_ino)])
+    if not want:
+        return []
     pids = set()
     for pid in filter(str.isdigit, os.listdir("/proc")):
         try:
             with open(f"/proc/{pid}/maps", encoding="utf-8", errors="replace") as maps:
-                if any(line.split(None, 5)[3:5] == want for line in maps):
+                if any(line.split(None, 5)[3:5] in want for line in maps):
                     pids.add(int(pid))
         except OSError:
             pass
@@ -165,8 +171,18 @@ def holders(p: Place, key: str) -> list[int]:
 
 def in_use(pids: tuple[int, ...]) -> str:
     """The text of InUse."""
-    if not pids:
-        return "in use by a process that is not visible from here"
+    return "in use" + (_by(pids) if pids else " by a process that is not visible from here")
+
+
+def name_holders(p: Place, e: NoSpace) -> None:
+    """Says in the error who leases the memory that cannot be had."""
+    if e.leased > 0 and not e.pids:
+        e.pids = tuple(holders(p))
+        if e.pids:
+            e.text = e.text.replace(" are in use", " are in use" + _by(e.pids), 1)
+
+
+def _by(pids: tuple[int, ...]) -> str:
     shown = []
     for pid in pids[:5]:
         try:
@@ -176,7 +192,7 @@ def in_use(pids: tuple[int, ...]) -> str:
             command = ""
         shown.append(f" pid {pid}" + (f" ({command[:60]}{'...' if len(command) > 60 else ''})" if command else ""))
     more = f" and {len(pids) - 5} more" if len(pids) > 5 else ""
-    return "in use by" + ",".join(shown) + more
+    return " by" + ",".join(shown) + more
 
 
 def status(r: Registry, key: str) -> Status:

@@ -86,6 +86,7 @@ SLOT_ATTACHES = 392
 SLOT_LOADER_PID = 400
 SLOT_LOAD_START = 408
 SLOT_PREVIOUS = 416
+SLOT_PROMISED = 424
 
 # Offsets within the digests; negative: from its end.
 DIGESTS_MAGIC = 0

@@ -55,6 +55,7 @@ class Loader:
         self.sealed: list[int] = []  # descriptors, in the manifest's order
         self.sums: list[bytes] = []
         self.linked = False
+        self._looked = self._swept = False  # at what the dead have left
         self._pid = os.getpid()
         self.man: M.Manifest
 
@@ -77,7 +78,7 @@ class Loader:
                 _crash.hit("load.fill")
                 self._link(manifest, digests)
                 if self.replace:
-                    self._tell_reserved(0)  # what has a name is counted by it
+                    self._note(0, T.RESERVED, T.PROMISED)  # what has a name is counted by it
                 self._publish()
             except BaseException:
                 if os.getpid() == self._pid:  # a child of fork must not undo its parent's load
@@ -117,10 +118,14 @@ class Loader:
         dead, takeovers = R.bury_stripe(t, T.stripe(self.key), self.key)
         gone += dead
         self.takeovers += takeovers
+        first, self._looked = not self._looked, True
+        if first and (self.place.untidy() or R.expires(t)):
+            self._swept = True
+            R.sweep(t, gone)
         slot = self._look(t, gone)
         _crash.hit("load.look")
-        if slot is None:
-            return False
+        if slot is None or (first and gone):
+            return False  # what is gone counts as used until its payload is removed
         w = t.word(slot)
         deaths, n = t.hint(slot, T.DEATHS), boottime()
         if deaths >= R.MAX_DEATHS and t.key_is(slot, self.key):
@@ -128,7 +133,7 @@ class Loader:
             if 0 < wait <= R.LONG_PAUSE and not self.place.other_boot:
                 raise LoadFailed(deaths=deaths, retry_after=wait / 1e9)
         self.need = self.plan.bytes + (len(self.plan.files) + 2) * 4096
-        evicted = R.admit(t, self.key, self.need, self._done)
+        evicted = self._admit(t, self.need)
         if evicted:
             gone += evicted
             return False
@@ -143,6 +148,7 @@ class Loader:
             t.set_hint(slot, T.BYTES, self.need)
             self.word = T.make_word(L.LOADING, self.gen)
         t.set_hint(slot, T.RESERVED, self.need)
+        t.set_hint(slot, T.PROMISED, self.need)
         t.set_hint(slot, T.LOADER_PID, os.getpid())
         t.set_hint(slot, T.LOAD_START, n)
         if self.word != w and not t.change(slot, w, self.word):
@@ -151,6 +157,10 @@ class Loader:
         t.end()
         _crash.hit("load.unlock-table")
         return True
+
+    def _admit(self, t: Tx, need: int) -> list[R.Removal]:
+        swept, self._swept = self._swept, True
+        return R.admit(t, self.key, need, self._done, swept)
 
     def _name(self, t: Tx, slot: int) -> None:
         if not t.key_is(slot, self.key):
@@ -218,13 +228,14 @@ class Loader:
                     left = max(0, self.need - self._done)
                     try:
                         n = max(want, _EXTEND_STEP)
-                        R.admit(t, self.key, left + n, self._done, False)
+                        R.admit(t, self.key, left + n, self._done, may_evict=False)
                     except NoSpace:  # no model is evicted for bytes that may never come
                         n = want
-                        gone += R.admit(t, self.key, left + n, self._done)
+                        gone += self._admit(t, left + n)
                     if not gone:
                         self.need += n
                         t.set_hint(self.slot, T.RESERVED, left + n)
+                        t.set_hint(self.slot, T.PROMISED, self.need)
                         if T.state_of(self.word) == L.LOADING:
                             t.set_hint(self.slot, T.BYTES, self.need)
                         return
@@ -241,14 +252,15 @@ class Loader:
         if self.progress is not None:
             self.progress(done, self.plan.bytes)
         if note:
-            self._tell_reserved(max(0, self.need - done))
+            self._note(max(0, self.need - done), T.RESERVED)
 
-    def _tell_reserved(self, n: int) -> None:
-        """Tells the table, if it can be had at once, how many bytes are still to be allocated."""
+    def _note(self, n: int, *hints: int) -> None:
+        """Stores n in hints of the running load if the table can be had at once."""
         try:
             with self.place.table("load.note", wait=False) as t:
                 if t.key_is(self.slot, self.key):
-                    t.set_hint(self.slot, T.RESERVED, n)
+                    for h in hints:
+                        t.set_hint(self.slot, h, n)
         except (Error, Gone):
             pass
 
@@ -325,7 +337,7 @@ class Loader:
                 with self.place.table("publish.lock-table") as t:
                     if self._publish_locked(t, ready, gone):
                         _crash.hit("publish.ready")
-                        self._note(t)
+                        self._finish(t)
                         t.end()
                         _crash.hit("publish.unlock-table")
                         return
@@ -335,6 +347,7 @@ class Loader:
     def _publish_locked(self, t: Tx, ready: int, gone: list[R.Removal]) -> bool:
         w = t.word(self.slot)
         if w == self.word and t.key_is(self.slot, self.key):
+            self._settle(t, self.slot)
             return t.change(self.slot, w, ready)
         if T.state_of(self.word) != L.READY:
             raise Corrupt(
@@ -349,20 +362,26 @@ class Loader:
         if T.state_of(w) == L.FREE:
             self._name(t, slot)
             R.new_life(t, slot)
+        self._settle(t, slot)
         if not t.change(slot, w, ready):
             return False
         self.slot = slot
         _crash.hit("publish.claim-evicted")
         return True
 
-    def _note(self, t: Tx) -> None:
+    def _settle(self, t: Tx, slot: int) -> None:
+        """Stores what has to be true as soon as the word changes: a loader that is killed right
+        after that has not failed, and an undo must not go back too far."""
+        t.set_hint(slot, T.PREVIOUS, T.gen_of(self.old) if T.state_of(self.old) == L.READY else 0)
+        t.set_hint(slot, T.LOAD_START, 0)
+
+    def _finish(self, t: Tx) -> None:
         for h, v in (
-            (T.BYTES, self.man.bytes), (T.DEATHS, 0), (T.RETRY_AFTER, 0), (T.RESERVED, 0),
-            (T.LOADER_PID, 0), (T.LOAD_START, 0), (T.LAST_ATTACH, boottime()), (T.IDLE_SINCE, 0),
+            (T.BYTES, self.man.bytes), (T.DEATHS, 0), (T.RETRY_AFTER, 0), (T.PROMISED, 0), (T.RESERVED, 0),
+            (T.LOADER_PID, 0), (T.LAST_ATTACH, boottime()), (T.IDLE_SINCE, 0),
         ):  # fmt: skip
             t.set_hint(self.slot, h, v)
         if T.state_of(self.old) == L.READY:
-            t.set_hint(self.slot, T.PREVIOUS, T.gen_of(self.old))
             t.count(L.HEADER_COUNT_REPLACED)
         t.count(L.HEADER_COUNT_LOADS)
         t.count(L.HEADER_COUNT_LOAD_NANOS, int((time.monotonic() - self.started) * 1e9))
@@ -386,7 +405,7 @@ class Loader:
                 R.remove_all(self.place, [R.Removal(gen, "abort")])
             with self.place.table("abort.lock-table", time.monotonic() + 5) as t:
                 if t.key_is(self.slot, self.key):
-                    for h in (T.RESERVED, T.LOADER_PID, T.LOAD_START):
+                    for h in R.LOADER_HINTS:
                         t.set_hint(self.slot, h, 0)
                     if T.state_of(self.word) == L.LOADING:
                         R.free(t, self.slot, self.word)
@@ -412,12 +431,14 @@ def load(
     try:
         _crash.hit("load.lock-key")
         replace, busy = source.replace, False
+        a: Attachment | None = None
         if not replace:
             try:
                 a = attach(place, key)
                 accept(a, source)
                 return a, None
             except Error as e:
+                a = None  # no lease on what is being replaced: it may be evicted meanwhile
                 if not reload(e, source):
                     raise
                 replace, busy = not isinstance(e, NotFound), isinstance(e, Busy)
@@ -425,7 +446,13 @@ def load(
             plan = source.survey()
         job = Loader(place, key, source, plan, replace, threads, progress)
         job.busy = busy
-        a = job.run()
+        try:
+            a = job.run()
+        except NoSpace as e:
+            from ._inspect import name_holders
+
+            name_holders(place, e)
+            raise
     finally:
         held.unlock()
     _crash.hit("publish.unlock-key")

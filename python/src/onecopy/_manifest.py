@@ -8,7 +8,6 @@ import struct
 import time
 from collections.abc import Mapping
 from types import MappingProxyType
-from typing import Any, NamedTuple
 
 import xxhash
 
@@ -16,7 +15,14 @@ from . import _layout as L
 from ._names import check_key, check_paths, clip, gen_name, quote, safe_name
 from .errors import Corrupt, Error, VersionMismatch
 
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any, NamedTuple
+else:
+    from ._tuples import NamedTuple
+
 _INT64 = (1 << 63) - 1
+_HEX = frozenset("0123456789abcdefABCDEF")
 _DIGEST = re.compile(r"[a-z0-9-]+:[0-9a-f]+")
 _RFC3339 = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d(\.\d+)?(Z|[+-]\d\d:\d\d)")
 
@@ -121,7 +127,7 @@ def decode(b: bytes) -> Manifest:
     name, hexepoch, gen = get.string("name"), get.string("epoch"), get.integer("generation")
     if name != safe_name(key):
         raise _bad(f"name {quote(clip(name))} does not belong to key {quote(key)}")
-    if not re.fullmatch("[0-9a-fA-F]{16}", hexepoch):
+    if len(hexepoch) != 16 or not _HEX.issuperset(hexepoch):
         raise _bad(f"{quote(clip(hexepoch))}: want 16 hexadecimal digits")
     epoch = int(hexepoch, 16)
     if epoch == 0 or not 0 < gen <= L.MAX_GEN:

@@ -7,12 +7,16 @@ import sys
 import warnings
 from collections.abc import Iterator, Mapping
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, NamedTuple
 
 from .errors import Closed, InvalidPath, Unsupported, operation
 
+TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from typing import Any, NamedTuple
+
     from ._attach import Attachment
+else:
+    from ._tuples import NamedTuple
 
 
 class File(NamedTuple):
@@ -31,7 +35,8 @@ class Model(os.PathLike[str]):
     read-only memoryview of memory that all processes share. Views stay valid after
     close(), and keep the model in memory until the last of them is gone.
 
-    Use it in a ``with`` block, which gives back this borrow only.
+    Use it in a ``with`` block, which gives back this borrow only. A copy or a pickle of
+    it is the path as a string.
     """
 
     #: Whether other processes see the same physical memory through the registry.
@@ -87,6 +92,10 @@ class Model(os.PathLike[str]):
         return not a.current() or a.place.is_gone()
 
     def __fspath__(self) -> str:
+        return self._path
+
+    def __str__(self) -> str:
+        """The path, as of any other path."""
         return self._path
 
     def __truediv__(self, name: str) -> str:
@@ -149,6 +158,11 @@ class Model(os.PathLike[str]):
 
     def __exit__(self, kind: type[BaseException] | None, e: BaseException | None, tb: TracebackType | None) -> None:
         self.close()
+
+    def __reduce__(self) -> tuple[type[str], tuple[str]]:
+        # Libraries keep the path that they were given in their configuration, and copy
+        # that: a copy, or pickle, is the path as a string, without a borrow.
+        return str, (self._path,)
 
     def __del__(self, _warn: Any = warnings.warn, _finalizing: Any = sys.is_finalizing) -> None:
         if getattr(self, "_a", None) is not None and not _finalizing():

@@ -18,16 +18,20 @@ import struct
 import sys
 import warnings
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, NamedTuple
 
 from . import _layout as L
 from . import _manifest as M
 from ._source import Plan, Source, quoted
 from .errors import Corrupt, Error, LoadFailed, NoSpace, SourceChanged
 
+TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from typing import Any, NamedTuple
+
     from ._attach import Attachment
     from ._load import Loader
+else:
+    from ._tuples import NamedTuple
 
 SKELETON, DATA = "skeleton", "data"
 _MAGIC = b"ocobj\0\0\1"
@@ -52,13 +56,25 @@ class _Block:
         self.high = max(high, self.high)
 
 
+def _collector(buffers: list[memoryview]) -> Callable[[pickle.PickleBuffer], bool]:
+    def collect(b: pickle.PickleBuffer) -> bool:
+        raw = b.raw()
+        if raw.nbytes < _OUT_OF_BAND:
+            return True
+        buffers.append(raw)
+        return False
+
+    return collect
+
+
 class _Pickler(pickle.Pickler):
     """Leaves memory out. Placeholders are found again by _Unpickler.find_class."""
 
     def __init__(self, file: Any) -> None:
-        super().__init__(file, protocol=5, buffer_callback=self._buffer)
-        self.blocks: list[_Block] = []
+        # No method of its own: a cycle would keep the loader's copy until somebody collects.
         self.buffers: list[memoryview] = []
+        super().__init__(file, protocol=5, buffer_callback=_collector(self.buffers))
+        self.blocks: list[_Block] = []
         self.packages: set[str] = set()
         self.torch = False
         self._by_range: dict[tuple[int, int], int] = {}
@@ -68,13 +84,6 @@ class _Pickler(pickle.Pickler):
         if k == len(self.blocks):
             self.blocks.append(_Block(start, keep))
         return k
-
-    def _buffer(self, b: pickle.PickleBuffer) -> bool:
-        raw = b.raw()
-        if raw.nbytes < _OUT_OF_BAND:
-            return True
-        self.buffers.append(raw)
-        return False
 
     def reducer_override(self, obj: Any) -> Any:
         kind = type(obj)

@@ -14,7 +14,9 @@ from . import _crash, _locks, _sys
 from . import _layout as L
 from . import _table as T
 from ._dir import Dir, open_top
-from .errors import Corrupt, Limit, NoRegistry, ReadOnly, Timeout, Unsupported, Untrusted, VersionMismatch
+from .errors import Corrupt, Error, Limit, NoRegistry, ReadOnly, Timeout, Unsupported, Untrusted, VersionMismatch
+
+_PIECE = 128 * L.SLOT_SIZE
 
 now = getattr(time, "clock_gettime_ns", lambda _: 0)
 
@@ -27,8 +29,11 @@ def boottime() -> int:
 def boot_id() -> bytes:
     """The kernel's name for the time since this machine started; zeros if it has none."""
     try:
-        with open("/proc/sys/kernel/random/boot_id", encoding="ascii") as f:
-            return bytes.fromhex(f.read().strip().replace("-", ""))
+        fd = os.open("/proc/sys/kernel/random/boot_id", os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            return bytes.fromhex(os.read(fd, 100).decode().strip().replace("-", ""))
+        finally:
+            os.close(fd)
     except (OSError, ValueError):
         return bytes(16)
 
@@ -209,6 +214,31 @@ class Place:
         if os.preadv(self.fd, [b], 0) != size:
             self._truncated()
         return T.Table(memoryview(b), self.ident)
+
+    def untidy(self) -> bool:
+        """Without a lock: could a collector find work?"""
+        try:
+            names, states = self.m.names(), []
+            # In pieces: most slots were never used, and every open pays for this.
+            for at in range(self.slots_at, self.stat.st_size, _PIECE):
+                b = memoryview(os.pread(self.fd, _PIECE, at))
+                q = b[: len(b) & ~7].cast("Q")
+                words = q[:: L.SLOT_SIZE // 8].tolist()
+                states += [w >> 56 for w in words if w]
+                if not self.other_boot and any(w >> 56 == L.READY and self._late(q, i) for i, w in enumerate(words)):
+                    return True
+        except (OSError, Error):
+            return False
+        ready = states.count(L.READY)
+        return len(states) - states.count(L.FREE) != ready or len(names) != 3 * ready
+
+    def _late(self, q: memoryview, i: int) -> bool:
+        """Whether the model of the i-th slot in q may have outlived its TTL, by hints only."""
+        at = i * L.SLOT_SIZE // 8
+        if q[at + T.PIN]:
+            return False
+        ttl: int = q[at + T.TTL] or int.from_bytes(os.pread(self.fd, 8, L.HEADER_TTL), "little")
+        return bool(ttl) and boottime() - max(q[at + T.LAST_ATTACH], q[at + T.LAST_RELEASE]) >= ttl
 
     def write_hints(self, slot: int, *hints: tuple[int, int]) -> None:
         """Stores hints without a lock, each by one aligned 8-byte write; they decide nothing."""

@@ -123,7 +123,6 @@ class Registry:
     def _open_place(self, create: bool) -> Place:
         if not sys.platform.startswith("linux"):
             raise Unsupported(f"unsupported operation: sharing needs Linux, this is {sys.platform}")
-        from . import _remove
         from ._place import Gone, Place
 
         with operation("open"):
@@ -142,7 +141,9 @@ class Registry:
                     self._cannot_write = e
                 except OSError:
                     pass  # a full tmpfs has no room for the probe's page; that proves nothing
-                if self._cannot_write is None and _remove.untidy(p):
+                if self._cannot_write is None and not self._must_exist and p.untidy():
+                    from . import _remove
+
                     try:
                         _remove.collect(p, wait=False)
                     except (Timeout, Gone):
@@ -206,10 +207,10 @@ class Registry:
     def _obtain(
         self, key: str, source: Source, deadline: float | None, progress: Progress | None
     ) -> tuple[Attachment, Loader | None]:
-        from ._load import load
         from ._place import Again, Gone
 
         place: Place | None = None
+        a: Attachment | None
         while True:
             if place is not None and deadline is not None and time.monotonic() > deadline:
                 raise self._who_loads(place, key)
@@ -221,6 +222,7 @@ class Registry:
                 except Error as e:
                     if not self._reload(e, source):
                         raise
+                a = None  # what is to be replaced may be evicted meanwhile
             place = self._each(lambda p: p)
             if self._cannot_write is not None:
                 if not isinstance(self._cannot_write, ReadOnly):
@@ -229,6 +231,8 @@ class Registry:
                 continue
             if loading.get():
                 raise NestedLoad()
+            from ._load import load
+
             leave = self._join(key, deadline)
             if leave is None:
                 continue  # another thread's load ended

@@ -16,14 +16,14 @@ from . import _layout as L
 from . import _table as T
 from ._names import gen_name, parse_gen_name
 from ._place import Place, Tx, boottime
-from .errors import Busy, Error, InUse, NoSpace, NotFound, TableFull, Untrusted, no_space
+from .errors import Busy, InUse, NoSpace, NotFound, TableFull, Untrusted, no_space
 
 # No death march: after MAX_DEATHS killed loaders in a row the next attempt has to
 # wait, twice as long each time.
 MAX_DEATHS = 3
 _FIRST_PAUSE, LONG_PAUSE = 10 * 10**9, 300 * 10**9
 
-_LOADER_HINTS = (T.RESERVED, T.LOADER_PID, T.LOAD_START)
+LOADER_HINTS = (T.PROMISED, T.RESERVED, T.LOADER_PID, T.LOAD_START)
 # What ended with the model that a FREE slot held last; deaths and back-off do not.
 _LIFE = (T.PIN, T.TTL, T.PREVIOUS, T.ATTACHES, T.LAST_ATTACH, T.LAST_RELEASE, T.IDLE_SINCE)
 
@@ -117,7 +117,7 @@ def bury(t: Tx, slot: int, word: int) -> list[Removal]:
         if deaths >= MAX_DEATHS:
             pause = min(_FIRST_PAUSE << min(deaths - MAX_DEATHS, 10), LONG_PAUSE)
             t.set_hint(slot, T.RETRY_AFTER, boottime() + pause)
-    for h in _LOADER_HINTS:
+    for h in LOADER_HINTS:
         t.set_hint(slot, h, 0)
     if T.state_of(word) != L.LOADING:
         return []  # a replacement that was never published is left to the collector
@@ -319,20 +319,22 @@ def usage(t: Tx, mine: str) -> Demand:
     """Adds it up, besides the load of the key mine; reservations of dead loaders are cleared."""
     linked = reserved = promised = 0
     loading: set[int] = set()
-    for slot, (w, r) in enumerate(zip(t.words(), t.hints(T.RESERVED))):
-        key = t.key(slot) if r or T.state_of(w) == L.LOADING else None
+    for slot, (w, r, most) in enumerate(zip(t.words(), t.hints(T.RESERVED), t.hints(T.PROMISED))):
+        key = t.key(slot) if r or most or T.state_of(w) == L.LOADING else None
         if key is None or key == mine:
             continue
         if not mine or T.stripe(key) != T.stripe(mine):  # on our own stripe its loader is dead
             held = t.p.try_key(T.stripe(key))
             if held is None:
                 reserved += r
+                most = max(r, most)
                 if T.state_of(w) == L.LOADING:
-                    r = max(r, t.hint(slot, T.BYTES))
+                    most = max(most, t.hint(slot, T.BYTES))
                     loading.add(T.gen_of(w))
-                promised += r
+                promised += most
                 continue
             held.unlock()
+        t.set_hint(slot, T.PROMISED, 0)
         t.set_hint(slot, T.RESERVED, 0)
     for n in t.p.m.names():
         parsed = parse_gen_name(n)
@@ -356,7 +358,7 @@ def headroom() -> int | None:
     return None if n is None else max(0, n - (8 << 20))
 
 
-def admit(t: Tx, key: str, need: int, filled: int, may_evict: bool = True) -> list[Removal]:
+def admit(t: Tx, key: str, need: int, filled: int, swept: bool = True, may_evict: bool = True) -> list[Removal]:
     """Decides under T whether need bytes may be loaded. NoSpace.
 
     Idle models are evicted to make that so, least recently used first, unless all of
@@ -375,17 +377,40 @@ def admit(t: Tx, key: str, need: int, filled: int, may_evict: bool = True) -> li
     if not may_evict:
         raise NoSpace()
     gone: list[Removal] = []
+    if not swept:
+        sweep(t, gone)
+        if gone:
+            return gone
     victims, pinned = candidates(t, key)
     with Idle(t, victims, short) as idle:
         if idle.bytes >= short:
             for v in idle.victims:
                 gone += evict(t, v.slot, v.word, L.HEADER_COUNT_EVICTED_SPACE) or []
-        if not gone:
-            raise no_space(
-                need, space, limit, linked, d.promised, idle.bytes, linked - idle.bytes - pinned, pinned,
-                -1 if head is None else head, t.p.m.path,
-            )  # fmt: skip
+        refusal = no_space(
+            need, space, limit, linked, d.promised, idle.bytes, linked - idle.bytes - pinned, pinned,
+            -1 if head is None else head, t.p.m.path,
+        )  # fmt: skip
+    if not gone:
+        # What somebody is removing just now, evicted or replaced, counts until its
+        # payload is gone, but it is nobody's any more.
+        sweep(t, gone)
+    if not gone:
+        raise refusal
     return gone
+
+
+def sweep(t: Tx, gone: list[Removal]) -> None:
+    """Collects as gc() does."""
+    _collect(t, gone)
+
+
+def expires(t: Tx) -> bool:
+    """Whether a model has a TTL that runs."""
+    default = t.q[L.HEADER_TTL // 8]
+    return any(
+        T.state_of(w) == L.READY and not t.hint(slot, T.PIN) and (default or t.hint(slot, T.TTL))
+        for slot, w in t.in_use()
+    )
 
 
 def named(t: T.Table) -> set[int]:
@@ -584,14 +609,3 @@ def _expired(t: Tx, slot: int, word: int) -> bool:
     if rel and rel < since and rel >= t.hint(slot, T.LAST_ATTACH):
         since = rel
     return n - since >= ttl
-
-
-def untidy(p: Place) -> bool:
-    """Without a lock: could a collector find work?"""
-    try:
-        names, words = p.m.names(), p.snapshot().words()
-    except (OSError, Error):
-        return False
-    states = [T.state_of(w) for w in words]
-    ready = states.count(L.READY)
-    return len(states) - states.count(L.FREE) != ready or len(names) != 3 * ready

@@ -5,17 +5,20 @@ from __future__ import annotations
 import os
 import stat
 import time
-from typing import TYPE_CHECKING, NamedTuple
 
 from . import _layout as L
 from . import _manifest as M
 from ._dir import kind
 from ._names import check_path, check_paths, clip, quote
-from ._segment import Pending, WriterLeft
 from .errors import Error, Limit, SourceChanged, SourceFailed
 
+TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from typing import NamedTuple
+
     from ._load import Loader
+else:
+    from ._tuples import NamedTuple
 
 CHANGES = ("error", "replace", "ignore")
 
@@ -110,6 +113,8 @@ class PathSource(Source):
             raise SourceChanged(f"file {name}", "present", "absent")
 
     def fill(self, load: Loader) -> None:
+        from ._segment import WriterLeft
+
         for want, path in zip(load.plan.files, load.plan.paths):
             try:
                 self._copy(load, want, path)
@@ -119,6 +124,8 @@ class PathSource(Source):
                 self._copy(load, want, path)
 
     def _copy(self, load: Loader, want: M.ManifestFile, path: str) -> None:
+        from ._segment import Pending
+
         try:
             src = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
         except OSError as e:

@@ -11,7 +11,10 @@ import ctypes
 import errno
 import os
 import weakref
-from typing import Any
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
 
 HUGE_PAGE = 2 << 20
 

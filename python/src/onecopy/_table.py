@@ -16,13 +16,18 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Iterator
-from typing import NamedTuple
 
 import xxhash
 
 from . import _layout as L
 from ._names import is_control, quote
 from .errors import Corrupt, VersionMismatch
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import NamedTuple
+else:
+    from ._tuples import NamedTuple
 
 _WORDS = L.SLOT_SIZE // 8
 _GEN_MASK = L.MAX_GEN
@@ -34,7 +39,7 @@ BYTES, TTL, PIN = L.SLOT_BYTES // 8, L.SLOT_TTL // 8, L.SLOT_PIN // 8
 LAST_ATTACH, LAST_RELEASE, IDLE_SINCE = L.SLOT_LAST_ATTACH // 8, L.SLOT_LAST_RELEASE // 8, L.SLOT_IDLE_SINCE // 8
 RESERVED, DEATHS, RETRY_AFTER = L.SLOT_RESERVED // 8, L.SLOT_DEATHS // 8, L.SLOT_RETRY_AFTER // 8
 ATTACHES, LOADER_PID = L.SLOT_ATTACHES // 8, L.SLOT_LOADER_PID // 8
-LOAD_START, PREVIOUS = L.SLOT_LOAD_START // 8, L.SLOT_PREVIOUS // 8
+LOAD_START, PREVIOUS, PROMISED = L.SLOT_LOAD_START // 8, L.SLOT_PREVIOUS // 8, L.SLOT_PROMISED // 8
 
 STATES = ("free", "loading", "ready", "evicting")
 

@@ -193,7 +193,8 @@ class LoadFailed(Error):
 
 
 class NoSpace(Error):
-    """Not enough memory for the model. All numbers are bytes; ``headroom`` is -1 without a limit."""
+    """Not enough memory for the model. All numbers are bytes; ``headroom`` is -1 without a limit.
+    ``pids``: who leases what cannot be evicted, as far as this process may see."""
 
     default = "not enough memory"
     hint = (
@@ -203,6 +204,7 @@ class NoSpace(Error):
 
     need = free = budget = used = reserved = evictable = leased = pinned = 0
     headroom = -1
+    pids: tuple[int, ...] = ()
 
 
 class TableFull(Error):
