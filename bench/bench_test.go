@@ -66,7 +66,8 @@ func TestBench(t *testing.T) {
 		t.Fatal(err)
 	}
 	var stdout, stderr bytes.Buffer
-	args := []string{"workers", "--peers", "shared-memory", "--sizes", size, "--workers", "3", "--users", "4", "--rounds", "2",
+	python, hasPackage := packagePython(t)
+	args := []string{"workers", "--python", python, "--package", "../python/src", "--peers", "shared-memory", "--sizes", size, "--workers", "3", "--users", "4", "--rounds", "2",
 		"--work", work, "--shm", shm, "--json", results, "--readme", readme}
 	if code := run(t.Context(), args, &stdout, &stderr); code != 0 {
 		t.Fatalf("exit code %d\n%s", code, &stderr)
@@ -107,12 +108,17 @@ func TestBench(t *testing.T) {
 			t.Errorf("%+v: the stamps are not in order: %+v", l.cell, l.trial)
 		}
 	}
-	// 4 ways with Go workers, 3 with Python workers and the peer that every Python has, 3 in one process; 2
-	// rounds of each.
+	// 4 ways with Go workers, 3 in one process; with Python workers 3 without the package and 2 with it, and the
+	// peer that every Python has; 2 rounds of each.
 	want := map[string]int{"machine": 1, "note": 1, "load": 2, "trial": 2 * (4 + 3), "summary": 4 + 3}
-	if hasPython(t) {
+	switch {
+	case hasPackage:
+		want["trial"] += 2 * 6
+		want["summary"] += 6
+	case hasPython(t):
 		want["trial"] += 2 * 4
 		want["summary"] += 4
+		want["skipped"] = 2
 	}
 	if diff := cmp.Diff(want, kinds); diff != "" {
 		t.Errorf("kinds of lines (-want +got):\n%s", diff)
@@ -130,6 +136,17 @@ func TestBench(t *testing.T) {
 		strings.Contains(string(page), "STALE") || !strings.Contains(string(page), "| onecopy |") {
 		t.Errorf("the page is not as it should be:\n%s", page)
 	}
+}
+
+// packagePython is an interpreter that has what the Python package needs, if there is one.
+func packagePython(t *testing.T) (python string, has bool) {
+	t.Helper()
+	for _, python := range []string{"python3", "../bin/venv/bin/python", "../bin/demo-venv/bin/python"} {
+		if exec.CommandContext(t.Context(), python, "-c", "import xxhash").Run() == nil {
+			return python, true
+		}
+	}
+	return "python3", false
 }
 
 func hasPython(t *testing.T) bool {

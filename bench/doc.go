@@ -12,9 +12,10 @@
 //   - micro: attach, look-up, waiting, removal, check.
 //   - pressure: the next full read after another process has taken the memory.
 //   - tokens: an unmodified llama.cpp with its weights in different places.
+//   - scale: shmctl with 1,000 models and 200 processes that hold some; eviction; the scan for private copies.
 //   - workers: what it costs N worker processes to have one model in memory.
 //
-// load, micro, pressure and tokens keep samples (sample.go): one set of figures per way and round, shown as
+// All but workers keep samples (sample.go): one set of figures per way and round, shown as
 // tables of medians, ranges and ratios within a round. targets.go has what the figures are held against.
 // What needs a process of its own runs as a task of this program (task.go). report/ draws the plots.
 //
@@ -25,9 +26,11 @@
 //   - private: every worker reads the whole file into memory of its own.
 //   - mmap: every worker maps the same file of the local disk, with a warm page cache. This is the
 //     honest rival: it needs no library, no load step and no second copy.
-//   - onecopy: the model is in the registry before the workers start. Go workers use the library;
-//     Python workers map the path and inherit a lease, which is what `shmctl exec` gives them.
-//   - onecopy-empty: the registry is empty when the Go workers start. One of them loads, the others wait.
+//   - onecopy: the model is in the registry before the workers start. Go workers use the library, Python
+//     workers the package in python/ (--package), which needs xxhash.
+//   - onecopy-empty: the registry is empty when the workers start. One of them loads, the others wait.
+//   - onecopy-path: Python workers that know nothing of onecopy map the path and inherit a lease, which is
+//     what `shmctl exec` gives them.
 //
 // # One trial
 //
@@ -41,7 +44,8 @@
 //  5. It kills all workers with SIGKILL, waits for their deaths and starts all of them again.
 //
 // Further Python ways are those of peers.py, for libraries that the interpreter has: their memory is the PSS of
-// the whole worker less that of one that has only imported the library.
+// the whole worker, without the files that a worker maps which has only imported the library, and less its
+// anonymous memory. onecopy-object among them is get_or_load of an array.
 //
 // The ways alternate within each round and rotate from round to round. Nothing is dropped from the page
 // cache unless --reread says so. Results are medians with their range; nothing is left out.

@@ -28,7 +28,7 @@ const (
 var loadView = view{
 	part: "load", title: "Load",
 	about: "A file of the disk gets into shared memory: `cp` to the tmpfs, a program that reads and writes with a buffer of 1 MiB, and\n" +
-		"`GetOrLoad` of a new process with its digests, its manifest and its publication. Times of `cp` include the start of its process,\n" +
+		"`GetOrLoad` of a new process with its digests, its manifest and its publication; by Python it is `onecopy.open`, with two threads. Times of `cp` include the start of its process,\n" +
 		"the others are taken inside theirs. \"No 2 MiB pages\" runs under `PR_SET_THP_DISABLE`, as on a kernel before 6.1. The page cache has\n" +
 		"the whole source where it is warm and, checked before each trial, nothing of it where it is cold; a host's own cache is out of\n" +
 		"reach. Speed and processor time are ratios to `cp` in the same round. \"Digest again\" reads and digests the finished model once\n" +
@@ -121,7 +121,7 @@ func (s *session) loadRoom(size int64) string {
 }
 
 func (s *session) loadWarm(ctx context.Context, m modelFile, rounds int) error {
-	ways := []string{wayCp, wayCopy, wayOne, wayTwo, wayPlain}
+	ways := s.withPython([]string{wayCp, wayCopy, wayOne, wayTwo, wayPlain})
 	return s.alternate(ctx, "load", loadCase(false, m.size), rounds, ways, func(way string) (values, error) {
 		if err := errors.Join(m.warm(), s.prewarm(m.size)); err != nil {
 			return nil, err
@@ -139,7 +139,7 @@ func (s *session) prewarm(n int64) error {
 }
 
 func (s *session) loadCold(ctx context.Context, m modelFile, rounds int) error {
-	ways := []string{wayCp, wayCopy, wayCold, wayPlain, wayRaw}
+	ways := s.withPython([]string{wayCp, wayCopy, wayCold, wayPlain, wayRaw})
 	return s.alternate(ctx, "load", loadCase(true, m.size), rounds, ways, func(way string) (values, error) {
 		left, err := chill(m.path)
 		if err != nil {
@@ -173,6 +173,8 @@ func (s *session) loadOnce(ctx context.Context, way, path string, size int64) (v
 		v, err = s.ask(ctx, "readwrite", path, filepath.Join(dir, "copy"))
 	case wayRaw:
 		v, err = s.ask(ctx, "direct", path)
+	case wayPython:
+		v, err = s.loadByPython(ctx, path, dir)
 	default:
 		threads := "1"
 		if way == wayTwo {

@@ -107,6 +107,9 @@ func measureAll(ctx context.Context, o options, stdout, stderr io.Writer) (err e
 		if err != nil {
 			return err
 		}
+		if b.python != "" {
+			b.preparePackage(ctx, o.module)
+		}
 	}
 
 	res := &results{Machine: facts(version, b.shm, b.work, append(slices.Clone(o.named), o.shown...))}

@@ -73,13 +73,15 @@ func (r *results) markdown() string {
 	}
 	fmt.Fprintf(&out, "\n**All figures.** Each cell is the median of the rounds with the range; 1 MB is 1,000,000 bytes.\n")
 	fmt.Fprintf(&out, "`private` is a copy of its own in each worker, `mmap` maps the file of the local disk with a warm page cache (the\n")
-	fmt.Fprintf(&out, "honest rival), `onecopy` finds the model loaded, and with `onecopy-empty` one of the workers loads it. Memory is the PSS of\n")
+	fmt.Fprintf(&out, "honest rival), `onecopy` finds the model loaded, and with `onecopy-empty` one of the workers loads it. Python workers of\n")
+	fmt.Fprintf(&out, "`onecopy-path` map the path and know nothing of the library, as under `shmctl exec`. Memory is the PSS of\n")
 	fmt.Fprintf(&out, "the model's pages, page tables are VmPTE less that of idle workers, both for all workers together. Times are ms from the start of\n")
 	fmt.Fprintf(&out, "the first process to the last worker's own first statement (started), first byte (usable) and last byte (read), and from `kill -9`\n")
 	fmt.Fprintf(&out, "of all workers to the last new worker's first byte (again); scans are those of the slowest worker.\n")
 	if slices.ContainsFunc(r.Trials, func(t trial) bool { return slices.Contains(allPeers, t.Way) }) {
-		fmt.Fprintf(&out, "The other ways are libraries for Python, used as their documentation shows; their memory is the PSS of whole workers less that of\n")
-		fmt.Fprintf(&out, "workers that have only imported the library, so it contains what the library itself needs, and no share of a server's memory.\n")
+		fmt.Fprintf(&out, "The other ways are libraries for Python, used as their documentation shows; their memory is the PSS of whole workers, without the\n")
+		fmt.Fprintf(&out, "files that a worker maps which has only imported the library and less its anonymous memory, so it contains what the library needs\n")
+		fmt.Fprintf(&out, "to hold the model, and no share of a server's memory. `onecopy-object` is `get_or_load` of an array.\n")
 	}
 	for _, size := range r.loadedSizes() {
 		fmt.Fprintf(&out, "\n%s.\n", r.loadText(size))

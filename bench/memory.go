@@ -33,9 +33,10 @@ func identify(path string) (fileID, error) {
 
 // where says which mappings of a process count as the model's pages.
 type where struct {
-	model     fileID // zero: the model is in anonymous memory
-	modelPath string // some file systems show another device in smaps than in stat
-	registry  string // mappings below this folder that are not the model are the registry's own
+	model     fileID          // zero: the model is in anonymous memory
+	modelPath string          // some file systems show another device in smaps than in stat
+	registry  string          // mappings below this folder that are not the model are the registry's own
+	libraries map[fileID]bool // what an idle worker maps, too: no part of the total
 }
 
 // pages is what one process or a fleet of them has mapped, in bytes.
@@ -43,7 +44,7 @@ type pages struct {
 	model     int64 // PSS of the model's pages
 	registry  int64 // PSS of the registry's own pages (table and manifest)
 	anonymous int64 // PSS of all mappings of no file
-	total     int64 // PSS of everything
+	total     int64 // PSS of everything but libraries
 	huge      int64 // of the model's resident pages, those mapped by 2 MiB entries
 	tables    int64 // page tables, VmPTE
 }
@@ -86,6 +87,7 @@ func parseSmaps(text []byte, at where) (pages, error) {
 		anonymous
 		model
 		registry
+		library
 	)
 	var sum pages
 	kind := other
@@ -111,6 +113,8 @@ func parseSmaps(text []byte, at where) (pages, error) {
 				kind = model
 			case at.registry != "" && strings.HasPrefix(path, at.registry+"/"):
 				kind = registry
+			case at.libraries[fileID{fields[3], inode}]:
+				kind = library
 			default:
 				kind = other
 			}
@@ -126,7 +130,7 @@ func parseSmaps(text []byte, at where) (pages, error) {
 			return sum, fmt.Errorf("unexpected line %q", lines.Text())
 		}
 		size := kb << 10
-		if name == "Pss" {
+		if name == "Pss" && kind != library {
 			sum.total += size
 		}
 		switch {
@@ -143,6 +147,23 @@ func parseSmaps(text []byte, at where) (pages, error) {
 		}
 	}
 	return sum, nil
+}
+
+// mappedFiles are the files that a process has mapped.
+func mappedFiles(pid int) (map[fileID]bool, error) {
+	text, err := os.ReadFile(fmt.Sprintf("/proc/%d/maps", pid))
+	if err != nil {
+		return nil, err
+	}
+	all := map[fileID]bool{}
+	for line := range strings.Lines(string(text)) {
+		if fields := strings.Fields(line); len(fields) > 5 {
+			if inode, err := strconv.ParseUint(fields[4], 10, 64); err == nil && inode != 0 {
+				all[fileID{fields[3], inode}] = true
+			}
+		}
+	}
+	return all, nil
 }
 
 // kilobytes returns a field such as "VmPTE:   44 kB" in bytes.

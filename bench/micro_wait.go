@@ -247,7 +247,7 @@ var callBenchmarks = []struct{ pkg, pattern string }{
 func (s *session) microCalls(ctx context.Context) error {
 	out, err := exec.CommandContext(ctx, "go", "list", "-m", "-f", "{{.Path}} {{.Dir}}").Output()
 	path, dir, _ := strings.Cut(strings.TrimSpace(string(out)), " ")
-	if err != nil || path != "github.com/onecopy/onecopy" {
+	if err != nil || path != modulePath {
 		s.note("micro: single calls were not measured: this is no checkout of the module, or go is not installed")
 		return nil
 	}

@@ -10,6 +10,7 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"time"
 
 	"github.com/dustin/go-humanize"
 )
@@ -23,6 +24,7 @@ type options struct {
 	// Of all parts.
 	rounds      int
 	python      string
+	module      string // the folder with the Python package
 	work        string
 	shm         string
 	json        string
@@ -63,6 +65,16 @@ type options struct {
 	tokens       int
 	tokenRounds  int
 	tokenWorkers []int
+
+	// scale; models is that of micro
+	scale     []string
+	shmctl    []string
+	holders   int
+	holds     int
+	refreshes int
+	interval  time.Duration
+	scaleSize int64
+	copies    int
 }
 
 func parse(args []string, stderr io.Writer) (options, error) {
@@ -82,6 +94,7 @@ func parse(args []string, stderr io.Writer) (options, error) {
 	quick := flags.Bool("quick", false, "small models and one round only")
 	flags.IntVar(&o.rounds, "rounds", 0, "rounds; 0: what each case needs")
 	flags.StringVar(&o.python, "python", "python3", "Python interpreter, 3.9 or later")
+	flags.StringVar(&o.module, "package", "python/src", "folder with the Python package onecopy")
 	flags.StringVar(&o.work, "work", "", "folder on the local disk for the model files (default: the folder for temporary files, or /var/tmp if that is in memory)")
 	flags.StringVar(&o.shm, "shm", "/dev/shm", "tmpfs for the registries of the benchmark; no other registry is touched")
 	flags.StringVar(&o.json, "json", "", "write machine facts, every trial and every median to this file, as JSON lines")
@@ -95,7 +108,7 @@ func parse(args []string, stderr io.Writer) (options, error) {
 	workers := flags.String("workers", "1,3,10", "workers: numbers of worker processes")
 	users := flags.String("users", "4,50", "workers: numbers of users in one process, with the first size; empty: none")
 	langs := flags.String("lang", "go,python", "workers: languages of the workers")
-	ways := flags.String("ways", "private,mmap,onecopy,onecopy-empty", "workers: ways to get the weights")
+	ways := flags.String("ways", "private,mmap,onecopy,onecopy-empty,onecopy-path", "workers: ways to get the weights")
 	peers := flags.String("peers", strings.Join(allPeers, ","), "workers: libraries to compare with, as far as --python has them; empty: none")
 	flags.BoolVar(&o.reread, "reread", false, "workers: drop each generated file from the page cache once and fill the cache by reading")
 
@@ -108,7 +121,7 @@ func parse(args []string, stderr io.Writer) (options, error) {
 	micro := flags.String("micro", strings.Join(allMicro, ","), "micro: what to measure")
 	microSize := flags.String("micro-size", "1.5GiB", "micro: size of the model")
 	waiters := flags.String("waiters", "1,10,200", "micro: numbers of waiting processes")
-	flags.IntVar(&o.models, "models", 1000, "micro: models of the registry that is checked")
+	flags.IntVar(&o.models, "models", 1000, "micro, scale: models of the registry")
 
 	pressureSize := flags.String("pressure-size", "3GB", "pressure: size of the model")
 	leave := flags.String("leave", "1.5GiB", "pressure: available memory that is left to the machine")
@@ -120,13 +133,22 @@ func parse(args []string, stderr io.Writer) (options, error) {
 	flags.IntVar(&o.tokenRounds, "token-rounds", 20, "tokens: rounds, unless --rounds says otherwise")
 	tokenWorkers := flags.String("token-workers", "1,2", "tokens: numbers of workers that generate at once")
 
+	scale := flags.String("scale", strings.Join(allScale, ","), "scale: what to measure")
+	shmctl := flags.String("shmctl", "", "scale: programs to measure, the first for the targets (default: that of the checkout, built anew)")
+	flags.IntVar(&o.holders, "holders", 200, "scale: processes that hold models")
+	flags.IntVar(&o.holds, "holds", 5, "scale: models that each of them holds")
+	flags.IntVar(&o.refreshes, "refreshes", 5, "scale: refreshes of top")
+	flags.DurationVar(&o.interval, "interval", 0, "scale: interval of top (default: its own)")
+	scaleSize := flags.String("scale-size", "1.5GiB", "scale: size of the model that is evicted, and of that which is copied")
+	flags.IntVar(&o.copies, "copies", 10, "scale: private copies to look for; they take as much memory, and two more")
+
 	if err := flags.Parse(args); err != nil {
 		return o, err
 	}
 	if flags.NArg() > 0 {
 		return o, fmt.Errorf("unexpected argument %q", flags.Arg(0))
 	}
-	paths := []string{"python", "work", "shm", "json", "markdown", "readme", "performance", "llama", "gguf", "from"}
+	paths := []string{"python", "package", "work", "shm", "json", "markdown", "readme", "performance", "llama", "gguf", "from", "shmctl"}
 	flags.Visit(func(f *flag.Flag) {
 		if !slices.Contains(paths, f.Name) {
 			o.shown = append(o.shown, fmt.Sprintf("--%s=%s", f.Name, f.Value))
@@ -135,6 +157,7 @@ func parse(args []string, stderr io.Writer) (options, error) {
 	if *quick {
 		*sizes, *loadSizes, *microSize, *pressureSize, *most = "48MB", "16MiB", "64MiB", "48MB", "64MiB"
 		*waiters, *sparse, o.rounds, o.files, o.models, o.tokens = "1,10", "64MiB", 1, 100, 20, 16
+		*scaleSize, o.holders, o.refreshes = "64MiB", 10, 2
 	}
 	var errs []error
 	keep := func(err error) { errs = append(errs, err) }
@@ -146,7 +169,7 @@ func parse(args []string, stderr io.Writer) (options, error) {
 	for _, one := range []struct {
 		text string
 		to   *int64
-	}{{*coldFrom, &o.coldFrom}, {*settleFrom, &o.settleFrom}, {*sparse, &o.sparse}, {*microSize, &o.microSize}, {*pressureSize, &o.pressureSize}, {*leave, &o.leave}, {*most, &o.most}} {
+	}{{*coldFrom, &o.coldFrom}, {*settleFrom, &o.settleFrom}, {*sparse, &o.sparse}, {*microSize, &o.microSize}, {*pressureSize, &o.pressureSize}, {*leave, &o.leave}, {*most, &o.most}, {*scaleSize, &o.scaleSize}} {
 		*one.to, err = amount(one.text)
 		keep(err)
 	}
@@ -158,13 +181,20 @@ func parse(args []string, stderr io.Writer) (options, error) {
 		keep(err)
 	}
 	o.from = list(*from)
+	o.scale, o.shmctl = list(*scale), list(*shmctl)
+	for name, n := range map[string]int{"models": o.models, "holders": o.holders, "holds": o.holds, "refreshes": o.refreshes, "copies": o.copies} {
+		if n < 1 {
+			keep(fmt.Errorf("--%s %d: at least 1", name, n))
+		}
+	}
 	o.langs, o.ways, o.micro, o.peers = list(*langs), list(*ways), list(*micro), list(*peers)
 	return o, errors.Join(append(errs,
 		known("part", o.parts, partNames()...),
 		known("language", o.langs, langGo, langPython),
 		known("way", o.ways, ownWays...),
 		known("peer", o.peers, allPeers...),
-		known("group of micro", o.micro, allMicro...))...)
+		known("group of micro", o.micro, allMicro...),
+		known("group of scale", o.scale, allScale...))...)
 }
 
 func list(text string) []string {

@@ -24,9 +24,10 @@ func TestParts(t *testing.T) {
 		t.Fatal(err)
 	}
 	var stdout, stderr bytes.Buffer
-	args := []string{"load", "micro", "pressure", "tokens", "--rounds", "1", "--load-sizes", "1MiB,6MiB", "--cold-from", "6MiB", "--files", "20",
+	args := []string{"load", "micro", "pressure", "tokens", "scale", "--rounds", "1", "--load-sizes", "1MiB,6MiB", "--cold-from", "6MiB", "--files", "20",
 		"--sparse", "20MiB", "--micro", "attach,scan,wait,remove,check", "--micro-size", "6MiB", "--waiters", "1,3", "--models", "5",
 		"--pressure-size", "6MiB", "--leave", "64MiB", "--most", "64MiB", "--tokens", "2", "--token-workers", "1",
+		"--holders", "3", "--holds", "2", "--refreshes", "2", "--interval", "10ms", "--scale-size", "6MiB", "--copies", "2",
 		"--work", work, "--shm", shm, "--json", lines, "--markdown", page, "--performance", performance}
 	if code := run(t.Context(), args, &stdout, &stderr); code != 0 {
 		t.Fatalf("exit code %d\n%s", code, &stderr)
@@ -50,6 +51,9 @@ func TestParts(t *testing.T) {
 		case "sample":
 			key := l.Part + ": " + l.Case
 			got[key] = append(got[key], l.Way)
+			if l.Way == wayScan && (l.Values["missed"] != 0 || l.Values["wrong"] != 0 || l.Values["error_percent"] > 1) {
+				t.Errorf("scan: %v", l.Values)
+			}
 			for name, v := range l.Values {
 				if math.IsNaN(v) || math.IsInf(v, 0) {
 					t.Errorf("%s, %s: %s is %v", key, l.Way, name, v)
@@ -71,6 +75,9 @@ func TestParts(t *testing.T) {
 		"micro: 3 processes wait for a load":                              {wayPublish, wayKill},
 		"micro: check of 5 models of one small file":                      {checkTable, checkData},
 		"pressure: " + casePressure + ", model of 6.29 MB, 67.11 MB left": {wayFile, wayModel},
+		"scale: 5 models, 3 processes that hold some":                     {"version", wayLs, "ls -o json", wayCheck, wayHolders, "top --once", wayMetrics, wayScrape, wayTopJSON, wayTop},
+		"scale: evict an idle model of 6 MiB":                             {wayRoom, wayNoRoom, wayTrim, wayRm},
+		"scale: scan for 2 private copies of 6 MiB":                       {wayScan},
 	}
 	if ways, ok := got["tokens: 1 worker"]; ok {
 		// Only where llama.cpp and the model were fetched; huge=advise takes root.
@@ -85,7 +92,7 @@ func TestParts(t *testing.T) {
 		t.Errorf("samples (-want +got):\n%s", diff)
 	}
 	for name, text := range map[string]string{"terminal": stdout.String(), "page": string(readFile(t, page))} {
-		for _, part := range []string{"speed / cp", "a fresh process", "Memory pressure", "page tables, kB"} {
+		for _, part := range []string{"speed / cp", "a fresh process", "Memory pressure", "page tables, kB", "Many models, many holders"} {
 			if !strings.Contains(text, part) {
 				t.Errorf("%s: no %q:\n%s", name, part, text)
 			}

@@ -17,12 +17,13 @@ import (
 )
 
 // allPeers are the ways of peers.py, in its order.
-var allPeers = []string{"numpy-memmap", "safetensors-load", "safetensors-open", "torch-mmap", "ray", "shared-memory", "lmdb"}
+var allPeers = []string{"numpy-memmap", "safetensors-load", "safetensors-open", "torch-mmap", "joblib-mmap", "ray", "shared-memory", "lmdb", wayObject}
 
 // peer is what the workers of such a way need: a file, or a process that keeps something in memory.
 type peer struct {
 	Place string `json:"place"` // for the workers
 	File  string `json:"file"`  // on the disk; "" when it is in memory
+	Data  string `json:"data"`  // the one file whose pages count as memory; "": all that a worker has more than an idle one
 	serve *process
 }
 
@@ -42,7 +43,9 @@ func (s *session) findPeers(ctx context.Context) error {
 	if len(s.o.peers) == 0 {
 		return nil
 	}
-	out, err := exec.CommandContext(ctx, s.python, filepath.Join(s.work, "peers.py"), "check").Output()
+	check := exec.CommandContext(ctx, s.python, filepath.Join(s.work, "peers.py"), "check")
+	check.Env = append(os.Environ(), s.pythonEnv...)
+	out, err := check.Output()
 	if err != nil {
 		return fmt.Errorf("peers.py: %w", err)
 	}
@@ -84,7 +87,7 @@ func (b *bench) startPeers(ctx context.Context, ways []string, m modelFile, res 
 	}
 	for _, way := range ways {
 		fmt.Fprintf(progress, "bench: %s, %s: getting ready\n", mega(m.size), way)
-		serve, err := startProcess(ctx, command{argv: []string{b.python, filepath.Join(b.work, "peers.py"), "serve", way, m.path, folder}})
+		serve, err := startProcess(ctx, command{argv: []string{b.python, filepath.Join(b.work, "peers.py"), "serve", way, m.path, folder, b.shm}, env: b.pythonEnv})
 		if err != nil {
 			return stop, err
 		}
@@ -104,10 +107,4 @@ func (b *bench) startPeers(ctx context.Context, ways []string, m modelFile, res 
 // peersOf are those of the ways that are ready.
 func (b *bench) peersOf(ways []string) []string {
 	return slices.DeleteFunc(slices.Clone(ways), func(way string) bool { return b.peers[way] == nil })
-}
-
-// lastLine of a traceback says what happened.
-func lastLine(err error) string {
-	lines := strings.Split(strings.TrimSpace(err.Error()), "\n")
-	return lines[len(lines)-1]
 }

@@ -1,7 +1,7 @@
 """What people use today to give several processes the same weights, for worker.py and the benchmark.
 
     peers.py check                      one line of JSON for each way: whether it can be used here
-    peers.py serve WAY SOURCE FOLDER    makes what the workers of a way need; prints where it is, then
+    peers.py serve WAY SOURCE FOLDER SHM    makes what the workers of a way need; prints where it is, then
                                         keeps it until its standard input ends
 
 The source is a file of bytes; every way gives its workers one array of them.
@@ -11,6 +11,7 @@ import importlib
 import json
 import os
 import secrets
+import shutil
 import sys
 
 NAME = "weights"
@@ -19,9 +20,11 @@ NEEDS = {
     "safetensors-load": ["numpy", "safetensors.numpy"],
     "safetensors-open": ["numpy", "safetensors"],
     "torch-mmap": ["torch"],
+    "joblib-mmap": ["numpy", "joblib"],
     "ray": ["numpy", "ray"],
     "shared-memory": ["multiprocessing.shared_memory"],
     "lmdb": ["lmdb"],
+    "onecopy-object": ["numpy", "onecopy"],
 }
 
 
@@ -64,6 +67,14 @@ def attach(way, place):
         import torch
 
         return memoryview(torch.load(place, mmap=True, weights_only=True)[NAME].numpy()), None
+    if way == "joblib-mmap":
+        import joblib
+
+        return memoryview(joblib.load(place, mmap_mode="r")), None
+    if way == "onecopy-object":
+        import onecopy
+
+        return memoryview(onecopy.Registry(place).get_or_load(NAME, not_again)), None
     if way == "shared-memory":
         from multiprocessing import resource_tracker, shared_memory
 
@@ -89,7 +100,11 @@ def read(source):
         return f.read()
 
 
-def serve(way, source, folder):
+def not_again():
+    raise RuntimeError("the object is loaded already")
+
+
+def serve(way, source, folder, shm):
     """Returns the place that attach takes, the file that lies on the disk if there is one, and how to end."""
     path, done = os.path.join(folder, way), lambda: None
     size = os.path.getsize(source)
@@ -106,6 +121,14 @@ def serve(way, source, folder):
 
         torch.save({NAME: torch.frombuffer(bytearray(read(source)), dtype=torch.uint8)}, path)
         return path, path, done
+    if way == "joblib-mmap":
+        import joblib
+        import numpy
+
+        joblib.dump(numpy.fromfile(source, dtype=numpy.uint8), path)
+        return path, path, done
+    if way == "onecopy-object":
+        return serve_object(source, os.path.join(shm, "registry-objects"), size)
     if way == "ray":
         token = secrets.token_hex(32)
         options = ray_options(token)
@@ -147,6 +170,30 @@ def serve(way, source, folder):
     raise SystemExit(f"no way {way}")
 
 
+class Place(str):
+    """A place whose pages all lie in one file in memory."""
+
+    data = ""
+
+
+def serve_object(source, registry, size):
+    import onecopy
+
+    def load(writer):
+        array = writer.empty((size,), "uint8")
+        with open(source, "rb") as f:
+            f.readinto(memoryview(array))
+        return array
+
+    objects = onecopy.Registry(registry)
+    objects.get_or_load(NAME, load)
+    objects.release(NAME)  # only the workers' mappings are to be counted
+    place = Place(registry)
+    with objects.get(NAME) as model:
+        place.data = model / "data"
+    return place, "", lambda: shutil.rmtree(registry)
+
+
 def main(args):
     if args == ["check"]:
         for way in NEEDS:
@@ -159,7 +206,7 @@ def main(args):
         return
     place, file, done = serve(*args[1:])
     try:
-        print(json.dumps({"place": place, "file": file}), flush=True)
+        print(json.dumps({"place": place, "file": file, "data": getattr(place, "data", "")}), flush=True)
         sys.stdin.read()
     finally:
         done()

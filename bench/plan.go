@@ -87,12 +87,12 @@ func (b *bench) round(ctx context.Context, o options, res *results, m modelFile,
 		for _, n := range o.workers {
 			ways := o.ways
 			if lang == langPython {
-				ways = append(slices.Clone(ways), b.peersOf(o.peers)...)
+				ways = b.pythonWays(o, res, m.size, n)
 			}
 			for _, way := range rotated(ways, round) {
 				c := cell{Size: m.size, Lang: lang, Way: way, Workers: n, Users: 1}
-				if c.Way == wayEmpty && lang != langGo {
-					continue // a Python worker cannot load without help
+				if c.Way == wayPath && lang == langGo {
+					continue // a Go program would use the library
 				}
 				if err := b.one(ctx, res, c, m, reg, round); err != nil {
 					return err

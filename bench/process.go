@@ -20,6 +20,7 @@ import (
 type command struct {
 	argv  []string
 	extra []*os.File
+	env   []string // besides this program's own
 }
 
 // process is a running worker.
@@ -34,7 +35,7 @@ type process struct {
 // startProcess starts a worker that dies with ctx.
 func startProcess(ctx context.Context, c command) (*process, error) {
 	p := &process{cmd: exec.CommandContext(ctx, c.argv[0], c.argv[1:]...)}
-	p.cmd.ExtraFiles = c.extra
+	p.cmd.ExtraFiles, p.cmd.Env = c.extra, append(os.Environ(), c.env...)
 	p.cmd.Stderr = &p.stderr
 	stdin, err := p.cmd.StdinPipe()
 	if err != nil {

@@ -76,7 +76,7 @@ func (r *results) groups() []group {
 }
 
 var (
-	ownWays = []string{wayPrivate, wayMmap, wayOnecopy, wayEmpty}
+	ownWays = []string{wayPrivate, wayMmap, wayOnecopy, wayEmpty, wayPath}
 	allWays = append(slices.Clone(ownWays), allPeers...)
 )
 
@@ -189,11 +189,11 @@ func (r *results) remarks() []string {
 					g.title(), g.label(way), percent(100*kept/float64(g.size))))
 			}
 			_, collapsed := r.loads(g.size)
-			unaligned = unaligned || g.lang == langPython && way == wayOnecopy && collapsed > 0.5 && huge.over(rounds).Max == 0
+			unaligned = unaligned || way == wayPath && collapsed > 0.5 && huge.over(rounds).Max == 0
 		}
 	}
 	if unaligned {
-		lines = append(lines, "the Python workers map the path by themselves, so their page tables have 4 KiB entries although the memory has 2 MiB pages: the kernel aligns mappings of this tmpfs only if it is mounted with huge=advise, within_size or always")
+		lines = append(lines, "workers that map the path by themselves (onecopy-path) have page tables with 4 KiB entries although the memory has 2 MiB pages: the kernel aligns mappings of this tmpfs only if it is mounted with huge=advise, within_size or always")
 	}
 	return lines
 }
@@ -223,6 +223,9 @@ func (r *results) notBetter() []string {
 		}
 		for _, way := range append([]string{wayPrivate, wayMmap}, allPeers...) {
 			theirs := r.rounds(g, way)
+			if way == wayObject {
+				continue // not somebody else's
+			}
 			var found []string
 			for _, m := range compared {
 				a, b := m.over(ours), m.over(theirs)

@@ -36,6 +36,7 @@ var parts = []part{
 	{"micro", (*session).runMicro, microView},
 	{"pressure", (*session).runPressure, pressureView},
 	{"tokens", (*session).runTokens, tokensView},
+	{"scale", (*session).runScale, scaleView},
 	{"workers", (*session).runWorkers, view{}},
 }
 

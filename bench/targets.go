@@ -51,6 +51,12 @@ func microFigure(name, way, metric string, scale float64) func(*results) []float
 	}
 }
 
+func scaleFigure(name, way, metric string) func(*results) []float64 {
+	return func(r *results) []float64 { return flat(r.series("scale", name, way, metric)) }
+}
+
+func percentage(v float64) string { return short(v) + " %" }
+
 const (
 	calls    = "single calls"
 	attachBy = "registry: Attach/sparse="
@@ -59,6 +65,8 @@ const (
 var (
 	caseScanTarget   = caseScan + ", " + gibi(targetSize)
 	caseAttachTarget = caseAttach + ", " + gibi(targetSize)
+	caseScaleTarget  = scaleCase(1000, 200)
+	caseScanCopies   = copiesCase(10, targetSize)
 )
 
 var targets = []target{
@@ -104,13 +112,33 @@ var targets = []target{
 	{what: "the same, lower bound of the 95 % interval", limit: 1, least: true, text: ratio3, of: tokenRatio(1), pick: lowerBound},
 	{what: "llama.cpp, 2 workers: tokens/s / warm disk file", limit: 1.03, least: true, text: ratio3, of: tokenRatio(2)},
 	{what: "the same, lower bound of the 95 % interval", limit: 1, least: true, text: ratio3, of: tokenRatio(2), pick: lowerBound},
-	{what: "10 Go workers with 1.5 GB: memory / one copy", limit: 1.01, text: ratio3, of: func(r *results) []float64 {
+	{what: "1,000 models, 200 holders: `shmctl ls`", limit: 20, text: millis, of: scaleFigure(caseScaleTarget, wayLs, "wall_ms")},
+	{what: "the same: `shmctl check`, without the data", limit: 50, text: millis, of: scaleFigure(caseScaleTarget, wayCheck, "wall_ms")},
+	{what: "the same: `shmctl holders`", limit: 100, text: millis, of: scaleFigure(caseScaleTarget, wayHolders, "wall_ms")},
+	{what: "the same: `shmctl metrics`", limit: 20, text: millis, of: scaleFigure(caseScaleTarget, wayMetrics, "wall_ms")},
+	{what: "the same: a scrape of `shmctl metrics --listen`", limit: 20, text: millis, of: scaleFigure(caseScaleTarget, wayScrape, "wall_ms")},
+	{what: "the same: `shmctl top` on a terminal, of one processor", limit: 5, text: percentage, of: scaleFigure(caseScaleTarget, wayTop, "share_percent")},
+	{what: "the same: a refresh of `shmctl top -o jsonl` every 2 s, of one processor", limit: 5, text: percentage, of: scaleFigure(caseScaleTarget, wayTopJSON, "refresh_percent")},
+	{what: "a load that evicts an idle model of 1.5 GiB", limit: 100, text: millis, of: scaleFigure(evictCase(targetSize), wayRoom, "wall_ms")},
+	{what: "scan for 10 private copies of 1.5 GiB", limit: 10_000, text: millis, of: scaleFigure(caseScanCopies, wayScan, "wall_ms")},
+	{what: "the same: copies not found", text: short, of: scaleFigure(caseScanCopies, wayScan, "missed")},
+	{what: "the same: found in another model of the same size", text: short, of: scaleFigure(caseScanCopies, wayScan, "wrong")},
+	{what: "the same: error of the reclaimable bytes", limit: 1, text: percentage, of: scaleFigure(caseScanCopies, wayScan, "error_percent")},
+	{what: "10 Go workers with 1.5 GB: memory / one copy", limit: 1.01, text: ratio3, of: copiesOf(langGo, wayOnecopy)},
+	{what: "10 Python workers with 1.5 GB, one loads by `open`: memory / one copy", limit: 1.02, text: ratio3, of: copiesOf(langPython, wayEmpty)},
+	{what: "10 Python workers with 1.5 GB, `get_or_load` of an array: memory / one copy", limit: 1.02, text: ratio3, of: copiesOf(langPython, wayObject)},
+	{what: "warm load by Python, 1.5 GiB: speed / `cp`", limit: 1.5, least: true, text: times, of: loadSpeed(false, wayPython, wayCp)},
+}
+
+// copiesOf is how many copies the workers of a way hold together, by round.
+func copiesOf(lang, way string) func(*results) []float64 {
+	return func(r *results) []float64 {
 		var all []float64
-		for _, t := range r.rounds(group{targetModel, langGo, 10, 1}, wayOnecopy) {
+		for _, t := range r.rounds(group{targetModel, lang, 10, 1}, way) {
 			all = append(all, float64(t.Memory)/float64(t.Size))
 		}
 		return sorted(all)
-	}},
+	}
 }
 
 func tokenRatio(workers int) func(*results) []float64 {

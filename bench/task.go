@@ -48,6 +48,8 @@ func init() { // a map literal would refer to itself by way of the tasks
 		"loader":    taskLoader,
 		"waiter":    taskWaiter,
 		"hog":       taskHog,
+		"holder":    taskHolder,
+		"copy":      taskCopy,
 	}
 }
 

@@ -82,10 +82,13 @@ type trial struct {
 type bench struct {
 	self   string // this program, for Go workers
 	python string // the interpreter, "" when there is none
-	script string // worker.py
-	work   string // folder on the local disk
-	shm    string // folder on the tmpfs
-	peers  map[string]*peer
+	// Of the Python workers: their environment, and why they cannot use the package onecopy ("" if they can).
+	pythonEnv []string
+	noPackage string
+	script    string // worker.py
+	work      string // folder on the local disk
+	shm       string // folder on the tmpfs
+	peers     map[string]*peer
 }
 
 // loaded is a model in a registry of its own.
@@ -138,16 +141,24 @@ func (l *loaded) remove() error {
 
 // run runs one trial. reg is the registry that has the model already, used by the way onecopy only.
 func (b *bench) run(ctx context.Context, c cell, m modelFile, reg *loaded, round int) (t trial, err error) {
-	t = trial{cell: c, Round: round, peers: b.peers[c.Way] != nil}
+	t = trial{cell: c, Round: round}
 	at := where{}
 	dir := ""
+	if p := b.peers[c.Way]; p != nil && p.Data == "" {
+		t.peers = true
+	} else if p != nil {
+		at.modelPath = p.Data
+		if at.model, err = identify(p.Data); err != nil {
+			return t, err
+		}
+	}
 	switch c.Way {
 	case wayMmap:
 		at.modelPath = m.path
 		if at.model, err = identify(m.path); err != nil {
 			return t, err
 		}
-	case wayOnecopy:
+	case wayOnecopy, wayPath:
 		dir = reg.dir
 		at.registry, at.modelPath = reg.dir, reg.path
 		if at.model, err = identify(reg.path); err != nil {
@@ -160,7 +171,10 @@ func (b *bench) run(ctx context.Context, c cell, m modelFile, reg *loaded, round
 		defer func() { err = errors.Join(err, os.RemoveAll(dir)) }()
 		at.registry = dir
 	}
-	idle, err := b.idle(ctx, c)
+	idle, libraries, err := b.idle(ctx, c)
+	if t.peers {
+		at.libraries = libraries
+	}
 	if err != nil {
 		return t, err
 	}
@@ -229,39 +243,34 @@ func (b *bench) worker(c cell, m modelFile, dir string, reg *loaded) (command, e
 	if c.Lang == langGo {
 		return command{argv: []string{b.self, workerCommand, c.Way, m.path, dir, strconv.Itoa(c.Users)}}, nil
 	}
-	if p := b.peers[c.Way]; p != nil {
-		return command{argv: []string{b.python, b.script, "peer:" + c.Way, p.Place}}, nil
-	}
-	if c.Way != wayOnecopy {
-		return command{argv: []string{b.python, b.script, c.Way, m.path}}, nil
-	}
-	// What `shmctl exec` does: the worker inherits a descriptor that holds the lease.
-	model, err := reg.reg.Get(modelKey)
-	if err != nil {
-		return command{}, err
-	}
-	lease, err := model.Lease()
-	if err := errors.Join(err, model.Close()); err != nil {
-		return command{}, err
-	}
-	return command{argv: []string{b.python, b.script, c.Way, reg.path}, extra: []*os.File{lease}}, nil
+	return b.pythonWorker(c, m, dir, reg)
 }
 
-// idle measures a worker that has no model, but the libraries of the cell's way.
-func (b *bench) idle(ctx context.Context, of cell) (pages, error) {
+// idle measures a worker that has no model, but the libraries of the cell's way: its pages, and which files they
+// are of.
+func (b *bench) idle(ctx context.Context, of cell) (pages, map[fileID]bool, error) {
 	c := cell{Lang: of.Lang, Way: wayIdle, Workers: 1}
-	if b.peers[of.Way] != nil {
+	switch {
+	case b.peers[of.Way] != nil:
 		c.Way += ":" + of.Way
+	case of.Lang == langPython && usesPackage(of.Way):
+		c.Way += ":onecopy"
 	}
 	workers, err := startFleet(ctx, 1, func() (command, error) { return b.worker(c, modelFile{}, "", nil) })
 	if err != nil {
-		return pages{}, err
+		return pages{}, nil, err
 	}
 	defer workers.kill()
 	if _, err := workers.reports(0); err != nil {
-		return pages{}, err
+		return pages{}, nil, err
 	}
-	return measure(workers[0].cmd.Process.Pid, where{})
+	pid := workers[0].cmd.Process.Pid
+	files, err := mappedFiles(pid)
+	if err != nil {
+		return pages{}, nil, err
+	}
+	p, err := measure(pid, where{})
+	return p, files, err
 }
 
 // published finds the model in a registry that a worker filled.
@@ -310,8 +319,9 @@ func (t *trial) memory(workers fleet, at where, idle pages, dir string, m modelF
 		t.Memory = sum.anonymous - n*idle.anonymous
 	}
 	if t.peers {
-		// Whatever kind of memory it is, with all that the library needs for it.
-		t.Memory = max(sum.total-n*idle.total, 0)
+		// Whatever kind of memory it is, with all that the library needs for it, but not the library: its
+		// pages are shared, the more the more workers there are.
+		t.Memory = max(sum.total-n*idle.anonymous, 0)
 	}
 	t.Tables = max(sum.tables-n*idle.tables, 0)
 	t.PageCache = m.cached()

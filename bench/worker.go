@@ -24,6 +24,8 @@ const (
 	wayMmap    = "mmap"
 	wayOnecopy = "onecopy"
 	wayEmpty   = "onecopy-empty"
+	wayPath    = "onecopy-path"
+	wayObject  = "onecopy-object" // one of peers.py: get_or_load
 	wayIdle    = "idle"
 )
 

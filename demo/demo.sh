@@ -26,6 +26,20 @@ python3 -c 'import sys; sys.exit(sys.version_info < (3, 9))' ||
 	fail "python3 is $(python3 -V 2>&1), and 3.9 or later is needed"
 
 mkdir -p bin
+# The Python workers use the package in python/, which needs xxhash and nothing else. Without it they
+# map a path, and the demo says so.
+python=python3
+if ! python3 -c 'import xxhash' 2>/dev/null; then
+	python=bin/demo-venv/bin/python
+	$python -c 'import xxhash' 2>/dev/null || {
+		echo "demo: fetching xxhash for the Python workers, once ..."
+		rm -rf bin/demo-venv
+		python3 -m venv bin/demo-venv && $python -m pip install --quiet --disable-pip-version-check 'xxhash>=3.0'
+	} || {
+		rm -rf bin/demo-venv
+		python=python3
+	}
+fi
 go build -o bin/shmctl ./cmd/shmctl
 go build -o bin/onecopy-demo ./demo
-exec bin/onecopy-demo "$@"
+exec bin/onecopy-demo --python "$python" "$@"

@@ -41,6 +41,8 @@ type demo struct {
 	out      io.Writer
 	shmctl   string // the program
 	python   string
+	module   string // the folder with the package onecopy; "" where the interpreter cannot import it
+	without  string // why it cannot
 	script   string // worker.py
 	self     string // this program, for Go workers
 	fetch    string // the script that fetches real weights, "" for generated ones
@@ -67,6 +69,7 @@ func run(ctx context.Context, args []string, stdout, stderr io.Writer) int {
 	d := &demo{out: stdout}
 	flags.StringVar(&d.shmctl, "shmctl", "bin/shmctl", "the inspector, as built by make")
 	flags.StringVar(&d.python, "python", "python3", "Python interpreter, 3.9 or later")
+	flags.StringVar(&d.module, "package", "python/src", "folder with the Python package onecopy; empty: the Python workers do without it")
 	flags.StringVar(&d.fetch, "fetch", "scripts/fetch_model.py", "script that fetches the real weights; empty: generate some")
 	megabytes := flags.Int64("megabytes", 90, "size of generated weights")
 	shm := flags.String("shm", "/dev/shm", "tmpfs for the demo's own registry; no other registry is touched")
@@ -101,6 +104,9 @@ func (d *demo) run(ctx context.Context, shm string) (err error) {
 		return err
 	}
 	defer func() { err = errors.Join(err, d.cleanUp(), unlock()) }() // unlocked last
+	if d.module != "" {
+		d.module, d.without = findModule(ctx, d.python, d.module)
+	}
 	d.script = filepath.Join(d.temp, "worker.py")
 	if err := os.WriteFile(d.script, workerScript, 0o600); err != nil {
 		return err
@@ -197,8 +203,29 @@ func (d *demo) say(format string, args ...any) {
 	}
 }
 
-// env is the environment in which the demo's registry is the default one.
-func (d *demo) env() []string { return append(os.Environ(), "ONECOPY_DIR="+d.registry) }
+// env is the environment in which the demo's registry is the default one and Python finds the package.
+func (d *demo) env() []string {
+	env := append(os.Environ(), "ONECOPY_DIR="+d.registry)
+	if d.module != "" {
+		env = append(env, "PYTHONPATH="+d.module)
+	}
+	return env
+}
+
+// findModule returns the absolute folder of the package if the interpreter can import it, else why not.
+func findModule(ctx context.Context, python, folder string) (module, without string) {
+	folder, err := filepath.Abs(folder)
+	if err != nil {
+		return "", err.Error()
+	}
+	cmd := exec.CommandContext(ctx, python, "-c", "import onecopy")
+	cmd.Env = append(os.Environ(), "PYTHONPATH="+folder)
+	if text, err := cmd.CombinedOutput(); err != nil {
+		lines := strings.Split(strings.TrimSpace(string(text)), "\n")
+		return "", strings.TrimSpace(lines[len(lines)-1] + " (" + err.Error() + ")")
+	}
+	return folder, ""
+}
 
 // ctl runs shmctl and shows the command and its output. It returns what was on standard output.
 func (d *demo) ctl(ctx context.Context, args ...string) (string, error) {

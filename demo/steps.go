@@ -79,6 +79,9 @@ func (d *demo) command(name string) (argv []string, shown string) {
 	if strings.HasPrefix(name, "go") {
 		return []string{d.self, workerCommand, d.key, d.source}, "registry.GetOrLoad in a Go program"
 	}
+	if d.module != "" {
+		return []string{d.python, d.script, d.key, d.source}, "onecopy.open in a Python program"
+	}
 	return []string{d.shmctl, "exec", d.key, "--", d.python, d.script, "{}"},
 		fmt.Sprintf("shmctl exec %s -- python3 worker.py {}", d.key)
 }
@@ -119,6 +122,9 @@ func (d *demo) startAll(ctx context.Context) error {
 	for _, name := range []string{"go", "python"} {
 		_, shown := d.command(name)
 		d.say("%d times: %s", perLanguage, shown)
+	}
+	if d.without != "" {
+		d.say("The Python workers do without the package onecopy: %s.", d.without)
 	}
 	begin := monotonic()
 	for _, name := range names {
@@ -234,7 +240,7 @@ func (d *demo) endAll(ctx context.Context) error {
 }
 
 func (d *demo) leave(ctx context.Context) error {
-	if _, err := d.ctl(ctx, "rm", d.key); err != nil {
+	if _, err := d.ctl(ctx, "rm", "--yes", d.key); err != nil {
 		return err
 	}
 	if err := d.cleanUp(); err != nil {
@@ -250,6 +256,6 @@ Summary
    model       %s, %s
    memory      %s for %d processes, %.1f %% less than private copies
    kill -9     the other workers and the model were unharmed; the worker was back after %.1f ms
-   next        bin/shmctl --help, README.md, and the one line in demo/worker.go: registry.GetOrLoad
+   next        bin/shmctl --help, README.md, and the one line of a worker: registry.GetOrLoad in demo/worker.go, onecopy.open in demo/worker.py
 `, d.what, mega(d.size), mega(d.together), 2*perLanguage, d.savedPercent(), d.back)
 }

@@ -1,8 +1,9 @@
-"""A worker of the demo as anybody would write it: it knows a folder and nothing of onecopy.
+"""A worker of the demo, in two forms.
 
-    shmctl exec demo/minilm -- python3 worker.py {}
+    worker.py demo/minilm /models/minilm             with the package onecopy: one line
+    shmctl exec demo/minilm -- python3 worker.py {}  as anybody would write it: it knows a folder and nothing of onecopy
 
-It maps every file of the folder, reads the list of tensors of the safetensors files and then every byte.
+It gets every file of the model, counts the tensors of the safetensors files and then reads every byte.
 For each line on its standard input it reads all of it again.
 """
 
@@ -33,6 +34,17 @@ def map_folder(folder):
     return views
 
 
+def open_shared(key, folder):
+    """Return {relative path: read-only memory that all processes share}, and whether this process had to load it."""
+    import onecopy
+
+    model = onecopy.open(key, folder)  # the one line that an existing worker changes
+    try:
+        return {name: model[name] for name in model if len(model[name]) > 0}, model.loaded
+    finally:
+        model.close()  # the views keep the mapping, and with it the lease
+
+
 def tensors(view):
     """Count the tensors of a safetensors file: eight bytes of length, JSON, then the data."""
     (length,) = struct.unpack_from("<Q", view)
@@ -55,13 +67,14 @@ def checksum(views):
 
 
 def main():
-    views = map_folder(sys.argv[1])
+    views, loaded = open_shared(*sys.argv[1:]) if len(sys.argv) > 2 else (map_folder(sys.argv[1]), False)
     first = sum(view[0] for view in views.values())  # one byte of each file is read here
     usable = now()
     count = sum(tensors(view) for name, view in views.items() if name.endswith(".safetensors"))
     size = sum(len(view) for view in views.values())
     crc = checksum(views)
-    print(json.dumps({"usable": usable, "read": now(), "bytes": size, "crc": crc, "tensors": count, "first": first}), flush=True)
+    answer = {"usable": usable, "read": now(), "bytes": size, "crc": crc, "tensors": count, "first": first, "loaded": loaded}
+    print(json.dumps(answer), flush=True)
     for _ in sys.stdin:
         crc = checksum(views)
         print(json.dumps({"read": now(), "bytes": size, "crc": crc}), flush=True)
