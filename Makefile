@@ -1,6 +1,6 @@
 # make test is everything that CI runs; scripts/test.sh knows the single steps.
 .DEFAULT_GOAL := help
-.PHONY: help demo test build generate race crash fuzz model bench bench-peers bench-tokens bench-report lint clean
+.PHONY: help demo test build generate race crash faults fuzz model bench bench-peers bench-python bench-tokens bench-report python-extra python-kills overcommit rollouts binaries deb test-deb wheels test-wheels promtool manifests test-docker lint clean
 
 help: ## what there is to make
 	@sed -n 's/^\([a-z-]*\):.*## /  make \1\t/p' Makefile | expand -t 21
@@ -23,6 +23,9 @@ race: ## the tests of the shared-memory packages under the race detector
 crash: ## kill -9 at every named step
 	@scripts/test.sh crash
 
+faults: ## every system call fails with every errno that it can have (ten minutes; FAULTS=N takes every N-th)
+	ONECOPY_FAULTS=$(or $(FAULTS),1) go test ./registry ./shm -run '^Test(Faults|BadDays)$$' -v -count=1 -timeout 3h
+
 fuzz: ## every fuzz target for FUZZTIME (1m)
 	@FUZZTIME=$${FUZZTIME:-1m} scripts/test.sh fuzz
 
@@ -33,7 +36,7 @@ model: ## the protocol's model checker, default set (some minutes)
 PART ?=
 JSON ?= bin/bench.jsonl
 # Libraries that the workers are compared with: make bench-peers PEERS="numpy lmdb".
-PEERS ?= numpy safetensors lmdb ray torch
+PEERS ?= xxhash numpy safetensors joblib lmdb ray torch
 
 bench: ## the benchmark, all of it or PART; figures into bin/bench.jsonl
 	@mkdir -p $(dir $(JSON))
@@ -43,6 +46,31 @@ bench-peers: ## what onecopy is compared with, into .venv; make bench uses it
 	python3 -m venv .venv
 	.venv/bin/python -m pip install --quiet $(PEERS)
 
+bench-python: ## the original idea's benchmark and the targets of the Python package, in .venv (torch: make bench-peers)
+	@test -x .venv/bin/python || { python3 -m venv .venv && .venv/bin/python -m pip install --quiet xxhash numpy; }
+	.venv/bin/python python/bench/original_idea.py
+	.venv/bin/python python/bench/targets.py
+
+# What the recipes of examples/python need besides what make test installs. Some GB; and llama-cpp-python has no
+# wheel on the index, so that pip compiles it (a quarter of an hour on two cores; needs a C++ compiler).
+EXTRA ?= torch transformers onnxruntime onnx llama-cpp-python
+
+python-extra: ## tests and recipes of the Python package with torch, transformers, onnxruntime, llama.cpp: downloads some GB
+	@test -x bin/venv-extra/bin/python || python3 -m venv bin/venv-extra
+	bin/venv-extra/bin/python -m pip install --quiet xxhash -r python/requirements-test.txt $(EXTRA)
+	scripts/fetch_model.py minilm
+	scripts/fetch_model.py smollm2
+	cd python && ../bin/venv-extra/bin/python -m pytest tests/test_torch.py
+	ONECOPY_MODELS=$$(dirname "$$(scripts/fetch_model.py minilm)") ONECOPY_EXTRA="$(EXTRA)" \
+		bin/venv-extra/bin/python -m pytest -c python/pyproject.toml --rootdir examples/python examples/python -rs -s
+
+# The number of kills at each of the 61 named steps.
+KILLS ?= 500
+
+python-kills: ## KILLS (500) Python processes killed with -9 at each named step (an hour)
+	@test -x bin/venv/bin/python || scripts/test.sh python
+	cd python && ONECOPY_TEST_KILLS=$(KILLS) ../bin/venv/bin/python -m pytest -v tests/test_kills.py
+
 bench-tokens: ## fetch llama.cpp and a model, then measure tokens per second
 	scripts/fetch_llama.py
 	scripts/fetch_model.py smollm2
@@ -51,10 +79,48 @@ bench-tokens: ## fetch llama.cpp and a model, then measure tokens per second
 bench-report: ## one HTML page with plots from bin/bench.jsonl
 	cd bench/report && go run . $(abspath $(JSON)) > $(abspath $(JSON:.jsonl=.html))
 
+# make overcommit MINUTES=1 PROCESSES=16 MODELS=210 SEED=7 TRACES=zipf,scan,mixed; SEED=0 takes one from the clock.
+MINUTES ?= 10
+PROCESSES ?= 16
+MODELS ?= 210
+SEED ?= 0
+TRACES ?= zipf,scan
+ROLLOUTS ?= 100
+
+overcommit: ## three times as many models as the budget has, for MINUTES (10), against an exact LRU
+	go run ./internal/campaign overcommit -minutes $(MINUTES) -processes $(PROCESSES) -models $(MODELS) -traces $(TRACES) -seed $(SEED) -report docs/reports/overcommit
+
+rollouts: build ## ROLLOUTS (100) under HTTP load, with publishers that are killed
+	go run ./internal/campaign rollouts -rollouts $(ROLLOUTS) -processes $(PROCESSES) -seed $(SEED) -report docs/reports/rollouts
+
+binaries: ## static shmctl for amd64 and arm64 into dist/
+	packaging/build.sh binaries
+
+deb: ## Debian packages for amd64 and arm64 into dist/
+	packaging/build.sh deb
+
+test-deb: deb ## install, use and purge the package in a clean root (packaging/README.md)
+	packaging/test-deb.sh
+
+wheels: ## Python wheels with shmctl for x86_64 and aarch64, and the sdist, into dist/
+	python/build_wheels.sh
+
+test-wheels: wheels ## install and use them in fresh virtual environments
+	python/test_wheels.sh
+
+promtool: ## have promtool judge all metrics
+	@scripts/promtool.sh
+
+manifests: ## read the Kubernetes and Compose examples strictly
+	cd packaging/manifests && go vet ./... && go test -count=1 ./...
+
+test-docker: binaries ## run the Compose examples; needs a Docker daemon
+	examples/docker/try.sh
+
 lint: ## gofmt, vet, the house rules, and golangci-lint where it is installed
 	@scripts/test.sh format vet
 	go test ./internal/lint
 	@if command -v golangci-lint >/dev/null; then golangci-lint run; else echo "golangci-lint is not installed: skipped"; fi
 
 clean: ## remove what make has built
-	rm -rf bin
+	rm -rf bin dist

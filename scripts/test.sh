@@ -109,8 +109,9 @@ python() {
 		fi
 		cp python/requirements-test.txt $stamp
 	fi
-	(cd python && ../$venv/bin/python -m ruff check src tests && ../$venv/bin/python -m mypy &&
-		../$venv/bin/python -m pytest)
+	(cd python && ../$venv/bin/python -m ruff check src tests bench && ../$venv/bin/python -m mypy &&
+		../$venv/bin/python -m pytest --cov) &&
+		$venv/bin/python -m pytest -c python/pyproject.toml --rootdir examples/python examples/python
 }
 
 # ---- running and reporting ----------------------------------------------------
