@@ -73,7 +73,7 @@ func (g grid) print(out io.Writer) error {
 	return w.Flush()
 }
 
-// figures are the tables of all parts but workers, as Markdown.
+// figures are the tables of all parts, as Markdown.
 func (r *results) figures() string {
 	var out strings.Builder
 	out.WriteString(r.origin())
@@ -87,6 +87,9 @@ func (r *results) figures() string {
 		bullets(&out, "", r.intervals(p.view))
 		bullets(&out, "Where onecopy is not better:", r.worse(p.view))
 	}
+	if r.hasWorkers() {
+		fmt.Fprintf(&out, "\n## Workers\n\n%s", r.workers())
+	}
 	bullets(&out, "Notes of the run:", r.Notes)
 	return out.String()
 }
@@ -99,9 +102,6 @@ func (r *results) all() string {
 		fmt.Fprintf(&out, "## Targets\n%s\n", r.targetGrid(false).markdown())
 	}
 	out.WriteString(r.figures())
-	if r.hasWorkers() {
-		fmt.Fprintf(&out, "\n## Workers\n\n%s", r.markdown())
-	}
 	return out.String()
 }
 

@@ -57,38 +57,67 @@ func (r *results) origin() string {
 	return fmt.Sprintf("Measured on %s with\n\n```console\n$ %s\n```\n\n```text\n%s\n```\n", r.Machine.Started.Format("2006-01-02"), command, r.Machine)
 }
 
-// markdown is the results of workers, for the README.
-func (r *results) markdown() string {
-	var out strings.Builder
-	fmt.Fprintf(&out, "%s\n**Memory saved**\n\n", r.origin())
-	for _, line := range r.headline() {
-		fmt.Fprintf(&out, "- %s\n", line)
+// brief are the numbers of workers that the README speaks of, if they were measured.
+var brief = []int{3, 10}
+
+// readme is the results of workers for the README: what was saved, where onecopy is not better, and the tables of the
+// largest model and the most workers.
+func (r *results) readme() string {
+	short := *r
+	keep := func(c cell) bool { return c.Users > 1 || slices.Contains(brief, c.Workers) }
+	if slices.ContainsFunc(r.Trials, func(t trial) bool { return t.Users == 1 && keep(t.cell) }) {
+		short.Trials = slices.DeleteFunc(slices.Clone(r.Trials), func(t trial) bool { return !keep(t.cell) })
+		short.Skips = slices.DeleteFunc(slices.Clone(r.Skips), func(s skipped) bool { return !keep(s.cell) })
 	}
-	fmt.Fprintf(&out, "\n**Where onecopy is not better**\n\n")
+	var last group
+	for _, g := range short.groups() {
+		if g.users == 1 && (g.size > last.size || g.size == last.size && g.workers > last.workers) {
+			last = g
+		}
+	}
+	var out strings.Builder
+	out.WriteString(short.origin() + "\n")
+	short.workersText(&out, func(g group) bool { return g.users == 1 && g.size == last.size && g.workers == last.workers })
+	return out.String()
+}
+
+// workers are all results of workers.
+func (r *results) workers() string {
+	var out strings.Builder
+	r.workersText(&out, func(group) bool { return true })
+	return out.String()
+}
+
+// workersText writes the tables of some groups, and all conclusions.
+func (r *results) workersText(out *strings.Builder, shown func(group) bool) {
+	fmt.Fprintf(out, "**Memory saved**\n\n")
+	for _, line := range r.headline() {
+		fmt.Fprintf(out, "- %s\n", line)
+	}
+	fmt.Fprintf(out, "\n**Where onecopy is not better**\n\n")
 	for _, line := range append(r.costs(), r.notBetter()...) {
-		fmt.Fprintf(&out, "- %s\n", line)
+		fmt.Fprintf(out, "- %s\n", line)
 	}
 	if remarks := r.remarks(); len(remarks) > 0 {
-		fmt.Fprintf(&out, "\n**Remarks**\n\n- %s\n", strings.Join(remarks, "\n- "))
+		fmt.Fprintf(out, "\n**Remarks**\n\n- %s\n", strings.Join(remarks, "\n- "))
 	}
-	fmt.Fprintf(&out, "\n**All figures.** Each cell is the median of the rounds with the range; 1 MB is 1,000,000 bytes.\n")
-	fmt.Fprintf(&out, "`private` is a copy of its own in each worker, `mmap` maps the file of the local disk with a warm page cache (the\n")
-	fmt.Fprintf(&out, "honest rival), `onecopy` finds the model loaded, and with `onecopy-empty` one of the workers loads it. Python workers of\n")
-	fmt.Fprintf(&out, "`onecopy-path` map the path and know nothing of the library, as under `shmctl exec`. Memory is the PSS of\n")
-	fmt.Fprintf(&out, "the model's pages, page tables are VmPTE less that of idle workers, both for all workers together. Times are ms from the start of\n")
-	fmt.Fprintf(&out, "the first process to the last worker's own first statement (started), first byte (usable) and last byte (read), and from `kill -9`\n")
-	fmt.Fprintf(&out, "of all workers to the last new worker's first byte (again); scans are those of the slowest worker.\n")
+	fmt.Fprintf(out, "\n**Figures.** Each cell is the median of the rounds with the range; 1 MB is 1,000,000 bytes.\n")
+	fmt.Fprintf(out, "`private` is a copy of its own in each worker, `mmap` maps the file of the local disk with a warm page cache (the\n")
+	fmt.Fprintf(out, "honest rival), `onecopy` finds the model loaded, and with `onecopy-empty` one of the workers loads it. Python workers of\n")
+	fmt.Fprintf(out, "`onecopy-path` map the path and know nothing of the library, as under `shmctl exec`. Memory is the PSS of\n")
+	fmt.Fprintf(out, "the model's pages, page tables are VmPTE less that of idle workers, both for all workers together. Times are ms from the start of\n")
+	fmt.Fprintf(out, "the first process to the last worker's own first statement (started), first byte (usable) and last byte (read), and from `kill -9`\n")
+	fmt.Fprintf(out, "of all workers to the last new worker's first byte (again); scans are those of the slowest worker.\n")
 	if slices.ContainsFunc(r.Trials, func(t trial) bool { return slices.Contains(allPeers, t.Way) }) {
-		fmt.Fprintf(&out, "The other ways are libraries for Python, used as their documentation shows; their memory is the PSS of whole workers, without the\n")
-		fmt.Fprintf(&out, "files that a worker maps which has only imported the library and less its anonymous memory, so it contains what the library needs\n")
-		fmt.Fprintf(&out, "to hold the model, and no share of a server's memory. `onecopy-object` is `get_or_load` of an array.\n")
+		fmt.Fprintf(out, "The other ways are libraries for Python, used as their documentation shows; their memory is the PSS of whole workers, without the\n")
+		fmt.Fprintf(out, "files that a worker maps which has only imported the library and less its anonymous memory, so it contains what the library needs\n")
+		fmt.Fprintf(out, "to hold the model, and no share of a server's memory. `onecopy-object` is `get_or_load` of an array.\n")
 	}
 	for _, size := range r.loadedSizes() {
-		fmt.Fprintf(&out, "\n%s.\n", r.loadText(size))
+		fmt.Fprintf(out, "\n%s.\n", r.loadText(size))
 	}
-	r.markdownGroups(&out, workerColumnsShort, func(g group) bool { return g.users == 1 })
-	r.markdownGroups(&out, userColumns, func(g group) bool { return g.users > 1 })
-	return out.String()
+	r.markdownGroups(out, workerColumnsShort, func(g group) bool { return g.users == 1 && shown(g) })
+	r.markdownGroups(out, userColumns, func(g group) bool { return g.users > 1 && shown(g) })
 }
 
 // workerColumnsShort leaves out what the last worker's columns tell, too. The JSON lines have everything.

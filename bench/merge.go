@@ -11,7 +11,8 @@ import (
 )
 
 // merge adds what earlier runs wrote as JSON lines, so that parts that were measured one at a time make one
-// page. The machine is that of the first file. A part that a later file has too is that of the later file.
+// page. The machine is that of the first file. A case that a later file has too is that of the later file;
+// a case of the part workers is all of a model's size.
 func (r *results) merge(paths []string) error {
 	for i, path := range paths {
 		one, err := readResults(path)
@@ -26,9 +27,13 @@ func (r *results) merge(paths []string) error {
 		r.Samples = slices.DeleteFunc(r.Samples, func(s sample) bool {
 			return slices.ContainsFunc(one.Samples, func(t sample) bool { return t.Part == s.Part && t.Case == s.Case })
 		})
-		if one.hasWorkers() {
-			r.Loads, r.Trials, r.Skips = one.Loads, one.Trials, one.Skips
+		sizes := map[int64]bool{}
+		for _, g := range one.groups() {
+			sizes[g.size] = true
 		}
+		r.Loads = append(slices.DeleteFunc(r.Loads, func(l load) bool { return sizes[l.Size] }), one.Loads...)
+		r.Trials = append(slices.DeleteFunc(r.Trials, func(t trial) bool { return sizes[t.Size] }), one.Trials...)
+		r.Skips = append(slices.DeleteFunc(r.Skips, func(s skipped) bool { return sizes[s.Size] }), one.Skips...)
 		r.Samples = append(r.Samples, one.Samples...)
 		for _, note := range one.Notes {
 			if !slices.Contains(r.Notes, note) {
