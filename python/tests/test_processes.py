@@ -287,3 +287,21 @@ def test_import_is_light() -> None:
         [sys.executable, "-c", code], capture_output=True, text=True, env={**os.environ, "PYTHONPATH": SRC}
     )
     assert "numpy" not in out.stdout and "torch" not in out.stdout and "asyncio" not in out.stdout
+
+
+def test_leases_outside_of_a_pid_namespace(reg: onecopy.Registry, tmp_path: pathlib.Path) -> None:
+    """In a container /proc/locks does not list the locks of the processes outside."""
+    unshare = ["unshare", "--pid", "--fork", "--mount-proc"]
+    try:
+        subprocess.run([*unshare, "true"], check=True, capture_output=True)
+    except (OSError, subprocess.CalledProcessError):
+        pytest.skip("no PID namespace for us: needs unshare, and root")
+    look = "import onecopy, sys; print([e.leased for e in onecopy.Registry(sys.argv[1]).entries()])"
+    code = [*unshare, sys.executable, "-c", look, reg.dir]
+    env = {**os.environ, "PYTHONPATH": str(SRC)}
+    (tmp_path / "f").write_bytes(b"x" * 5000)
+    m = reg.open("k", tmp_path / "f")
+    assert subprocess.run(code, env=env, check=True, capture_output=True, text=True).stdout == "[True]\n"
+    m.close()
+    reg.release("k")
+    assert subprocess.run(code, env=env, check=True, capture_output=True, text=True).stdout == "[False]\n"

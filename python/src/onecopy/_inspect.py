@@ -6,6 +6,7 @@ import os
 from typing import TYPE_CHECKING, NamedTuple
 
 from . import _layout as L
+from . import _locks
 from . import _table as T
 from ._attach import read_manifest
 from ._manifest import Manifest
@@ -15,6 +16,10 @@ from .errors import Error, NoSpace
 
 if TYPE_CHECKING:
     from ._registry import Registry
+
+
+# How the kernel names the one that every other is in.
+INITIAL_PID_NAMESPACE = "pid:[4026531836]"
 
 
 class Status(NamedTuple):
@@ -88,7 +93,8 @@ def entries(p: Place) -> list[Entry]:
         retry = t.hint(slot, T.RETRY_AFTER)
         out.append(
             Entry(
-                key, T.STATES[T.state_of(w)], gen, man.bytes if man else t.hint(slot, T.BYTES), gen in leased,
+                key, T.STATES[T.state_of(w)], gen, man.bytes if man else t.hint(slot, T.BYTES),
+                gen in leased or (man is not None and _leased_outside(p, gen)),
                 t.hint(slot, T.PIN) != 0, t.hint(slot, T.TTL) / 1e9, t.hint(slot, T.DEATHS),
                 (retry - n) / 1e9 if retry > n else 0.0, t.hint(slot, T.LOADER_PID),
                 p.m.join(f"{man.stem}/{man.name}") if man else "", man.origin.version if man else "",
@@ -139,6 +145,23 @@ def _leased(p: Place) -> dict[int, set[int]]:
     except (OSError, ValueError):
         pass
     return out
+
+
+def _leased_outside(p: Place, gen: int) -> bool:
+    """Whether somebody leases a generation for which /proc/locks has no lock: in a PID namespace
+    of its own it does not list those of the processes outside. Then the lock is tried."""
+    try:
+        if os.readlink("/proc/self/ns/pid") == INITIAL_PID_NAMESPACE:
+            return False
+        fd, _ = p.m.open(gen_name(p.ident.epoch, gen) + L.MANIFEST_EXT)
+    except (OSError, Error):
+        return False
+    try:
+        return not _locks.try_exclusive(fd)
+    except OSError:
+        return False
+    finally:
+        os.close(fd)
 
 
 def holders(p: Place, key: str | None = None) -> list[int]:
