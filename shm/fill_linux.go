@@ -54,7 +54,7 @@ func (p *Pending) Copy(ctx context.Context, src *os.File, size int64, f *Fill) (
 		if err := f.reserve(size, false); err != nil {
 			return nil, err
 		}
-		err := c.plain(ctx, 0, size, new([]byte))
+		err := c.plain(ctx, 0, size, false, new([]byte))
 		if s.cold {
 			s.forget(0, size)
 		}
@@ -134,7 +134,7 @@ func (c *copying) window(ctx context.Context, off, n int64, buf *[]byte) (err er
 		err = c.p.wrap("munmap", e)
 	}
 	if err == nil && at < n {
-		err = c.plain(ctx, off+at, n-at, buf)
+		err = c.plain(ctx, off+at, n-at, cold, buf)
 	}
 	if cold {
 		c.src.forget(off, n)
@@ -187,14 +187,19 @@ func (c *copying) mixedChunk(ctx context.Context, head []byte, off, n int64, col
 
 // plain reads and writes [off, off+n) through a buffer, chunk by chunk; off is
 // at the start of a chunk.
-func (c *copying) plain(ctx context.Context, off, n int64, buf *[]byte) error {
+func (c *copying) plain(ctx context.Context, off, n int64, cold bool, buf *[]byte) error {
 	for end := off + n; off < end; off += chunkBytes {
 		if err := ctx.Err(); err != nil {
 			return err
 		}
 		b := grow(buf, int(min(chunkBytes, end-off)))
-		if err := readFull(c.src.f, b, off); err != nil {
+		// A whole chunk's buffer is aligned as O_DIRECT wants it.
+		direct, err := c.src.read(b, off, cold && len(b) == chunkBytes)
+		if err != nil {
 			return err
+		}
+		if direct {
+			c.f.direct.Add(int64(len(b)))
 		}
 		if err := c.write(b, off); err != nil {
 			return err
