@@ -1,6 +1,6 @@
 # make test is everything that CI runs; scripts/test.sh knows the single steps.
 .DEFAULT_GOAL := help
-.PHONY: help demo test build generate race crash faults fuzz model bench bench-peers bench-python bench-tokens bench-report python-extra python-kills overcommit rollouts binaries deb test-deb wheels test-wheels promtool manifests test-docker lint clean
+.PHONY: help demo test build generate race crash torture mutants faults fuzz model bench bench-peers bench-python bench-tokens bench-report python-extra python-kills overcommit rollouts binaries deb test-deb wheels test-wheels promtool manifests test-docker lint clean
 
 help: ## what there is to make
 	@sed -n 's/^\([a-z-]*\):.*## /  make \1\t/p' Makefile | expand -t 21
@@ -22,6 +22,18 @@ race: ## the tests of the shared-memory packages under the race detector
 
 crash: ## kill -9 at every named step
 	@scripts/test.sh crash
+
+# make torture TIME=5m PROCESSES=16 SEED=7; the seed of a run is in its report. Python workers take part if make
+# test has made their environment.
+TIME ?= 90m
+
+torture: ## processes killed with -9 by the hundred thousand, for TIME (90m)
+	go build -tags crashpoint -o bin/torture ./internal/torture
+	bin/torture -time $(TIME) -processes $(PROCESSES) $(if $(filter-out 0,$(SEED)),-seed $(SEED)) \
+		$(if $(wildcard bin/venv/bin/python),-python bin/venv/bin/python) -report docs/reports/torture.md
+
+mutants: ## put one bug after the other into the library; make torture has to find each within three minutes
+	go run -tags crashpoint ./internal/torture -mutants all -report docs/reports/mutants.md
 
 faults: ## every system call fails with every errno that it can have (ten minutes; FAULTS=N takes every N-th)
 	ONECOPY_FAULTS=$(or $(FAULTS),1) go test ./registry ./shm -run '^Test(Faults|BadDays)$$' -v -count=1 -timeout 3h

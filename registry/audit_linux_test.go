@@ -3,224 +3,23 @@
 package registry
 
 import (
-	"fmt"
-	"io/fs"
-	"os"
-	"path/filepath"
-	"strings"
 	"testing"
 
-	"golang.org/x/sys/unix"
-
-	"github.com/onecopy/onecopy/internal/layout"
-	"github.com/onecopy/onecopy/internal/procfs"
+	"github.com/onecopy/onecopy/internal/audit"
 )
 
-// An auditor looks at a registry from outside: at the bytes of its table, the
-// names on the tmpfs and the kernel's list of locks. It takes no lock, maps
-// nothing, and shares no code with what repairs a registry.
-type auditor struct {
-	dir     string
-	epoch   uint64
-	counter uint64
-	seen    map[uint64]genID // every generation that was ever READY
-}
+// auditor fails a test instead of returning what is wrong.
+type auditor struct{ *audit.Auditor }
 
-type genID struct {
-	key   string
-	inode uint64 // of the manifest
-}
+func newAuditor(dir string) auditor { return auditor{audit.New(dir)} }
 
-// picture is what an audit saw.
-type picture struct {
-	ready map[string]uint64 // generation by key
-	bytes int64             // memory of all models
-}
-
-func newAuditor(dir string) *auditor { return &auditor{dir: dir, seen: map[uint64]genID{}} }
-
-// audit fails the test unless the registry is at rest: no transient state, no
-// lock but the leases of the generations in leased, and exactly the files, and
-// the memory, of the READY and the leased generations.
-func (a *auditor) audit(t *testing.T, leased map[uint64]bool) picture {
+// look fails the test unless the registry is at rest, apart from the leases of the
+// generations in leased.
+func (a auditor) look(t *testing.T, leased map[uint64]bool) audit.Picture {
 	t.Helper()
-	pic, problems := a.look(leased)
+	pic, problems := a.Look(leased)
 	for _, p := range problems {
 		t.Errorf("audit: %s", p)
 	}
 	return pic
-}
-
-func (a *auditor) look(leased map[uint64]bool) (pic picture, problems []string) {
-	bad := func(text string, args ...any) { problems = append(problems, fmt.Sprintf(text, args...)) }
-	v1 := filepath.Join(a.dir, layout.Folder)
-	image, err := os.ReadFile(filepath.Join(v1, layout.TableFile))
-	if err != nil {
-		bad("%v", err)
-		return pic, problems
-	}
-	table, err := layout.NewTable(image)
-	if err != nil {
-		bad("%v", err)
-		return pic, problems
-	}
-	for _, p := range table.Problems() {
-		bad("table: slot %d: %s", p.Slot, p.Text)
-	}
-	epoch := table.Identity().Epoch
-	if a.epoch != 0 && a.epoch != epoch {
-		bad("the epoch was %x and is %x", a.epoch, epoch)
-	}
-	a.epoch = epoch
-	if table.Generation() < a.counter {
-		bad("the generation counter went back from %d to %d", a.counter, table.Generation())
-	}
-	a.counter = table.Generation()
-
-	// The table.
-	pic.ready = map[string]uint64{}
-	owners := map[uint64]string{} // key by generation; "" of a superseded one
-	for gen := range leased {
-		owners[gen] = ""
-	}
-	for slot := range table.Slots() {
-		w := table.Word(slot)
-		key, _ := table.Key(slot)
-		switch w.State() {
-		case layout.Free:
-		case layout.Ready:
-			pic.ready[key] = w.Generation()
-			owners[w.Generation()] = key
-		default:
-			bad("slot %d, key %q: %s", slot, key, w)
-		}
-		for h, name := range map[layout.Hint]string{layout.HintReserved: "reserved", layout.HintPromised: "promised", layout.HintLoadStart: "load_start"} {
-			if v := table.Hint(slot, h); v != 0 {
-				bad("slot %d, key %q: %s is %d", slot, key, name, v)
-			}
-		}
-	}
-
-	// The names below m/, and what the models in them need.
-	want := map[string]int64{} // size by path
-	manifests := map[procfs.FileID]uint64{}
-	m := filepath.Join(v1, layout.ModelsDir)
-	for gen, key := range owners {
-		name := filepath.Join(m, layout.GenName(epoch, gen))
-		text, err := os.ReadFile(name + layout.ManifestExt)
-		if err != nil {
-			bad("generation %d of %q: %v", gen, key, err)
-			continue
-		}
-		man, err := layout.DecodeManifest(text)
-		if err != nil {
-			bad("%s: %v", name, err)
-			continue
-		}
-		if key != "" && man.Key != key || man.Generation != gen || uint64(man.Epoch) != epoch {
-			bad("%s describes key %q, generation %d", name, man.Key, man.Generation)
-		}
-		var st unix.Stat_t
-		if err := unix.Stat(name+layout.ManifestExt, &st); err != nil {
-			bad("%v", err)
-		}
-		id := genID{man.Key, st.Ino}
-		if old, ok := a.seen[gen]; ok && old != id {
-			bad("generation %d was %+v and is %+v", gen, old, id)
-		}
-		a.seen[gen] = id
-		manifests[procfs.FileID{Dev: uint64(st.Dev), Inode: st.Ino}] = gen
-		want[name+layout.ManifestExt] = int64(len(text))
-		chunks := int64(0)
-		for _, f := range man.Files {
-			want[filepath.Join(name, man.Name, f.Path)] = f.Size
-			chunks += layout.ChunkCount(f.Size, man.ChunkBytes)
-		}
-		want[name+layout.DigestsExt] = 64 + chunks*layout.DigestSize + 8
-	}
-	var needed int64
-	for _, size := range want {
-		needed += (size + 4095) &^ 4095
-	}
-	folders := map[string]bool{}
-	for path := range want {
-		for p := filepath.Dir(path); p != m; p = filepath.Dir(p) {
-			folders[p] = true
-		}
-	}
-	err = filepath.WalkDir(m, func(path string, d fs.DirEntry, err error) error {
-		if err != nil {
-			return err
-		}
-		if d.IsDir() {
-			if path != m && !folders[path] {
-				bad("%s belongs to no model", path)
-			}
-			delete(folders, path)
-			return nil
-		}
-		size, ok := want[path]
-		if !ok {
-			bad("%s belongs to no model", path)
-			return nil
-		}
-		delete(want, path)
-		var st unix.Stat_t
-		if err := unix.Lstat(path, &st); err != nil {
-			return err
-		}
-		if st.Size != size || st.Mode != unix.S_IFREG|0o444 || st.Nlink != 1 {
-			bad("%s: %d bytes, mode %#o, %d names; want %d bytes, 0444, one name", path, st.Size, st.Mode, st.Nlink, size)
-		}
-		pic.bytes += st.Blocks * 512
-		return nil
-	})
-	if err != nil {
-		bad("%v", err)
-	}
-	for path := range want {
-		bad("%s is missing", path)
-	}
-	if pic.bytes != needed {
-		bad("the models take %d bytes and need %d", pic.bytes, needed)
-	}
-	for _, dir := range []string{a.dir, v1, filepath.Join(v1, layout.LocksDir)} {
-		for _, n := range names(dir) {
-			known := dir == a.dir && n == layout.Folder ||
-				dir == v1 && (n == layout.TableFile || n == layout.ModelsDir || n == layout.LocksDir) ||
-				strings.HasSuffix(dir, "/"+layout.LocksDir) && (n == layout.TableLock || strings.HasPrefix(n, "k-"))
-			if !known {
-				bad("%s belongs to nobody", filepath.Join(dir, n))
-			}
-		}
-	}
-
-	// The locks.
-	locks, err := procfs.Locks()
-	if err != nil {
-		bad("%v", err)
-	}
-	files := map[procfs.FileID]string{}
-	_ = filepath.WalkDir(v1, func(path string, _ fs.DirEntry, err error) error {
-		var st unix.Stat_t
-		if err == nil && unix.Lstat(path, &st) == nil {
-			files[procfs.FileID{Dev: uint64(st.Dev), Inode: st.Ino}] = path
-		}
-		return nil
-	})
-	for _, l := range locks {
-		path, ours := files[l.File()]
-		if gen, ok := manifests[l.File()]; ours && (!ok || !leased[gen] || l.Exclusive || l.Waiting) {
-			bad("lock on %s: %+v", path, l)
-		}
-	}
-	return pic, problems
-}
-
-func names(dir string) (names []string) {
-	entries, _ := os.ReadDir(dir)
-	for _, e := range entries {
-		names = append(names, e.Name())
-	}
-	return names
 }

@@ -85,13 +85,13 @@ const (
 // stage is a registry with people on it, used for several rounds of a scenario.
 type stage struct {
 	scenario
-	t      *testing.T
-	point  string
-	dir    string
-	helper *crew // prepares, waits, repairs, looks
-	other  *crew // holds leases
-	victim *proctest.Proc
-	audit  *auditor
+	t       *testing.T
+	point   string
+	dir     string
+	helper  *crew // prepares, waits, repairs, looks
+	other   *crew // holds leases
+	victim  *proctest.Proc
+	auditor auditor
 
 	sums     map[string]string // by origin: what each model's bytes have to be
 	old, new string            // sources of keyModel
@@ -163,7 +163,7 @@ func (s *stage) open() {
 		s.size = smallModel
 	}
 	s.dir = proctest.TmpRegistry(s.t)
-	s.audit = newAuditor(s.dir)
+	s.auditor = newAuditor(s.dir)
 	s.sums, s.leased, s.locked = map[string]string{}, map[string]uint64{}, map[uint64]bool{}
 	s.old, s.new = s.source("old"), s.source("new")
 	if !s.first {
@@ -319,7 +319,7 @@ func (s *stage) collect() {
 	for gen := range s.locked {
 		leased[gen] = true
 	}
-	s.audit.audit(s.t, leased)
+	s.auditor.look(s.t, leased)
 }
 
 // clear ends the situation: nothing but keyUsed is leased, keyModel is gone.

@@ -150,7 +150,7 @@ func (s *stage) rest() {
 	for _, key := range []string{keyModel, "org/ready", "org/third"} {
 		s.helper.must(s.t, order{Do: "close", Key: key})
 	}
-	s.audit.audit(s.t, map[uint64]bool{s.leased[keyUsed]: true})
+	s.auditor.look(s.t, map[uint64]bool{s.leased[keyUsed]: true})
 	s.bystander()
 }
 
@@ -168,13 +168,13 @@ func TestCrashNextLoadCollects(t *testing.T) {
 	clear(s.leased)
 	s.check(s.helper.must(t, order{Do: "load", Key: "org/third", Source: s.new}))
 	s.helper.must(t, order{Do: "close", Key: "org/third"})
-	pic := s.audit.audit(t, nil)
+	pic := s.auditor.look(t, nil)
 	for _, key := range []string{keyModel, keyUsed, "org/third"} {
-		if pic.ready[key] == 0 {
+		if pic.Ready[key] == 0 {
 			t.Errorf("%s is not READY", key)
 		}
 	}
-	if len(pic.ready) != 3 {
-		t.Errorf("READY are %v", pic.ready)
+	if len(pic.Ready) != 3 {
+		t.Errorf("READY are %v", pic.Ready)
 	}
 }

@@ -17,6 +17,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"github.com/onecopy/onecopy/internal/audit"
 	"github.com/onecopy/onecopy/internal/faultinject"
 	"github.com/onecopy/onecopy/internal/invariants"
 	"github.com/onecopy/onecopy/internal/layout"
@@ -299,7 +300,7 @@ func (b *faultBench) aftermath(dir string) (wrong []string) {
 		for _, p := range problems {
 			bad("%s: Check: %+v", when, p)
 		}
-		_, audited := newAuditor(dir).look(nil)
+		_, audited := audit.New(dir).Look(nil)
 		for _, p := range audited {
 			bad("%s: audit: %s", when, p)
 		}

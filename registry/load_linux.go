@@ -31,7 +31,7 @@ const memoryStep = 4 << 20
 
 // noteEvery is how many bytes a load fills before it tells the table again how
 // many are still to come. Tests lower it.
-var noteEvery int64 = 256 << 20
+var noteEvery int64 = 256 << 20 / crashpoint.Shrink
 
 type loadingKey struct{} // marks the context of a load function, and of a proof
 

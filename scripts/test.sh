@@ -82,6 +82,15 @@ crash() {
 		go test -tags crashpoint -run Crash -count=1 -timeout $timeout ./registry
 }
 
+# torture: processes killed at random and at every named step; make torture takes longer.
+torture() {
+	local python=bin/venv/bin/python
+	[ -x $python ] || python=
+	go build -tags crashpoint -o bin/torture ./internal/torture || return
+	bin/torture -time "${TORTURE:-100s}" ${python:+-python $python} && return
+	[ $? = 77 ] && skip 'a tmpfs of our own needs root, or user namespaces'
+}
+
 # fuzz: every target for a moment; make fuzz takes longer.
 fuzz() {
 	# A number of executions: at the end of a time the Go fuzzer may report its own
@@ -125,7 +134,7 @@ skip() {
 }
 
 steps=("$@")
-all=(format build vet generate cross unit race invariants private crash fuzz python)
+all=(format build vet generate cross unit race invariants private crash fuzz python torture)
 [ $# -gt 0 ] || steps=("${all[@]}")
 for step in "${steps[@]}"; do
 	[[ " ${all[*]} " == *" $step "* ]] || { echo "test.sh: no step $step; there are ${all[*]}" >&2; exit 2; }

@@ -13,6 +13,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"github.com/onecopy/onecopy/internal/crashpoint"
 	"github.com/onecopy/onecopy/internal/digest"
 )
 
@@ -21,8 +22,8 @@ import (
 // disk, reading past the cache straight into 2 MiB pages is fastest, with several
 // small windows in flight, and leaves nothing behind in the cache.
 const (
-	warmWindow  = 64 << 20
-	coldWindow  = 16 << 20
+	warmWindow  = max(64<<20/crashpoint.Shrink, chunkBytes)
+	coldWindow  = max(16<<20/crashpoint.Shrink, chunkBytes)
 	coldThreads = 8
 	directAlign = 4096
 )

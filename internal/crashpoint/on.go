@@ -16,6 +16,10 @@ import (
 // Enabled is true in builds in which Hit can kill the process.
 const Enabled = true
 
+// Shrink is what sizes of windows are divided by, so that small models have several
+// and a thousand loads take seconds.
+const Shrink = 64
+
 // The environment is read once: what a process does is decided by who starts it.
 var (
 	crashAt  = os.Getenv("ONECOPY_CRASH_AT")

@@ -73,6 +73,7 @@ var layers = []layer{
 	{folder: "internal", others: []string{xsys}},
 	{folder: "internal/doctor", own: []string{"shm", "internal/layout"}, others: []string{xsys}},
 	// Programs that try the whole, with an eye of their own on the bytes.
+	{folder: "internal/torture", own: []string{"registry", "internal/audit", "internal/layout", "internal/crashpoint"}, others: []string{xsys}},
 	{folder: "internal/campaign", own: []string{"registry", "internal/layout"}, others: []string{xsys}},
 	// An auditor shares the layout with what it audits, and no code that recovers.
 	{folder: "internal/audit", own: []string{"internal/layout", "internal/procfs"}, others: []string{xsys}},
@@ -135,7 +136,7 @@ var unsafeFiles = []string{"internal/layout/view.go", "shm/map_linux.go"}
 
 func checkUnsafe(files []*file) (problems []string) {
 	for _, f := range files {
-		if slices.Contains(unsafeFiles, f.path) || under(f.dir(), "internal/model") {
+		if slices.Contains(unsafeFiles, f.path) || under(f.dir(), "internal/model", "internal/torture") {
 			continue
 		}
 		for _, spec := range f.ast.Imports {
@@ -159,7 +160,7 @@ type banned struct {
 // print, exit and read the environment; the library may not.
 func program(dir string) bool {
 	return path.Base(dir) == "gen" ||
-		under(dir, "cmd", "bench", "demo", "examples", "internal/campaign", "internal/proctest", "internal/faultinject", "internal/crashpoint", "internal/model")
+		under(dir, "cmd", "bench", "demo", "examples", "internal/campaign", "internal/torture", "internal/proctest", "internal/faultinject", "internal/crashpoint", "internal/model")
 }
 
 func library(f *file) bool { return !f.test && !program(f.dir()) }
