@@ -30,6 +30,7 @@ const (
 	wordKillsMark        // other workers killed right after evict.mark
 	wordKillsLink        // and right after load.link-payload
 	wordShifted          // workers whose clock was wrong
+	wordOverrun          // the longest time that a call took beyond its deadline, in ns
 	lineWords     = 16
 
 	ringDeaths = 4096

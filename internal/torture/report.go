@@ -47,6 +47,7 @@ func (c *campaign) report() (ok bool, err error) {
 	line("| waiters that took over from a dead loader | %d |", c.Line[wordWaits])
 	line("| of them later than %v after the death | %d |", lateAfter, c.Line[wordLate])
 	line("| the slowest of them | %v |", time.Duration(c.Line[wordSlowest]).Round(time.Millisecond))
+	line("| the longest that a call took beyond its deadline | %v |", time.Duration(c.Line[wordOverrun]).Round(time.Millisecond))
 	line("")
 	line("| step | kills | of Python |")
 	line("| --- | ---: | ---: |")

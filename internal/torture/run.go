@@ -273,11 +273,14 @@ func (c *campaign) record(j job, python bool, status syscall.WaitStatus, output 
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	for i, n := range line {
-		if i != wordDoing && i != wordSlowest {
+		switch i {
+		case wordDoing:
+		case wordSlowest, wordOverrun:
+			c.Line[i] = max(c.Line[i], n)
+		default:
 			c.Line[i] += n
 		}
 	}
-	c.Line[wordSlowest] = max(c.Line[wordSlowest], line[wordSlowest])
 	others := int(line[wordKillsMark] + line[wordKillsLink])
 	c.Steps["evict.mark"] += int(line[wordKillsMark])
 	c.Steps["load.link-payload"] += int(line[wordKillsLink])

@@ -186,9 +186,8 @@ func (w *worker) act(name string) error {
 		m, err = operations[name](w, ctx)
 		return err
 	})
-	if took := time.Since(start); err == nil && took > timeout+5*time.Second {
-		return fmt.Errorf("%s returned after %v, %v after its deadline", name, took, took-timeout)
-	}
+	overrun := w.board.word(w.Slot, wordOverrun) // reported; a busy machine makes it long
+	overrun.Store(max(overrun.Load(), uint64(max(0, time.Since(start)-timeout))))
 	if err != nil || m == nil {
 		return err
 	}
