@@ -8,6 +8,7 @@ import (
 	"sync"
 
 	"github.com/edsrzf/mmap-go"
+	"golang.org/x/sys/unix"
 
 	"github.com/onecopy/onecopy/lockfile"
 )
@@ -45,6 +46,9 @@ func (d *Dir) probeLocks() error {
 	defer p.Abort()
 	if _, err := p.WriteAt([]byte{1}, 0); err != nil {
 		return err
+	}
+	if err := unix.Fchmod(int(p.f.Fd()), 0o600); err != nil { // whatever the umask is
+		return p.wrap("chmod", err)
 	}
 	holder, err := p.reopen()
 	if err != nil {

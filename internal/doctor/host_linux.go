@@ -61,6 +61,7 @@ func probe(dir string) (p Probe) {
 		return p
 	}
 	f := os.NewFile(uintptr(fd), dir)
+	_ = f.Chmod(0o600) // whatever the umask is; if it fails, so does what follows
 	p.Huge = tryHuge(f)
 	p.Lock = tryLock(f)
 	reader, err := reopen(f)

@@ -320,6 +320,7 @@ class Place:
             return
         fd = self.top.anonymous("lock probe")
         try:
+            os.fchmod(fd, 0o600)  # whatever the umask is
             os.pwrite(fd, b"\1", 0)
             ro = os.open(f"/proc/self/fd/{fd}", os.O_RDONLY | os.O_CLOEXEC)
             try:
