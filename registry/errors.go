@@ -71,7 +71,7 @@ func (e *Error) Error() string {
 	var b strings.Builder
 	b.WriteString(e.Op)
 	if e.Key != "" {
-		fmt.Fprintf(&b, " %q", e.Key)
+		fmt.Fprintf(&b, " %q", clip(e.Key, layout.MaxKey)) // one that is refused may be of any length
 	}
 	if e.Path != "" {
 		b.WriteByte(' ')

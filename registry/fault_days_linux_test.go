@@ -69,6 +69,7 @@ var badDays = []badDay{
 	{name: "tmpfs full at the first byte", rules: onSegment("pwrite64", 1, syscall.ENOSPC), want: "ErrNoSpace"},
 	{name: "tmpfs full within a window", rules: onSegment("pwrite64", 20, syscall.ENOSPC), want: "ErrNoSpace"},
 	{name: "tmpfs full in the last window", rules: onSegment("pwrite64", 34, syscall.ENOSPC), want: "ErrNoSpace"},
+	{name: "quota used up within a window", rules: onSegment("pwrite64", 20, syscall.EDQUOT), want: "ErrNoSpace"},
 	{name: "source cannot be read in the middle", rules: onSource("pread64", "", 10, syscall.EIO, true), want: "ErrSource"},
 	{name: "source cannot be read once", rules: onSource("pread64", "", 12, syscall.EIO, false), want: "ErrSource"},
 	{name: "source cannot be read past the cache", cold: true, rules: onSource("pread64", "", 5, syscall.EIO, true), want: "ErrSource"},

@@ -36,7 +36,7 @@ func (h *host) open(r *Registry) error {
 	}
 	h.place = p
 	if !p.mine {
-		h.foreign = fmt.Errorf("%w: %s belongs to uid %d", ErrReadOnly, r.dir, p.top.Owner())
+		h.foreign = p.readOnly()
 	}
 	if h.foreign == nil && !r.opts.MustExist && p.untidy() && h.cannotWrite(p) == nil {
 		// Open has no context: if somebody holds T, he or the next collects.

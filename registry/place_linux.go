@@ -212,6 +212,11 @@ func (p *place) lockFile(name string) *lockfile.File {
 	return lockfile.Existing(p.w.FDPath(name))
 }
 
+// readOnly says whose registry it is.
+func (p *place) readOnly() error {
+	return fmt.Errorf("%w: %s belongs to uid %d", ErrReadOnly, p.top.Path(), p.top.Owner())
+}
+
 func (p *place) ref() { p.refs.Add(1) }
 
 func (p *place) unref() {
@@ -314,7 +319,7 @@ func (p *place) tryTable(step string, fn func(*tx) error) error {
 
 func (p *place) locked(step string, fn func(*tx) error, lock func(*lockfile.File) (*lockfile.Held, error)) (err error) {
 	if p.w == nil {
-		return ErrReadOnly
+		return p.readOnly()
 	}
 	held, err := lock(p.lockFile(layout.TableLock))
 	if err != nil {
@@ -347,7 +352,7 @@ func (p *place) locked(step string, fn func(*tx) error, lock func(*lockfile.File
 	t.mem, err = mmap.MapRegion(f, int(p.stat.Size), mmap.RDWR, 0, 0)
 	f.Close()
 	if err != nil {
-		return &fs.PathError{Op: "mmap", Path: f.Name(), Err: err}
+		return &fs.PathError{Op: "mmap", Path: f.Name(), Err: shm.MapError(err)}
 	}
 	// A child of fork has no business with it.
 	_ = unix.Madvise(t.mem, unix.MADV_DONTFORK)

@@ -291,8 +291,11 @@ func (r *Registry) Undo(ctx context.Context, key string) error {
 		return opErr("undo", key, err)
 	}
 	err := r.host.each(func(p *place) error {
-		if no := r.host.cannotWrite(p); p.w == nil || no != nil {
-			return errors.Join(ErrReadOnly, no)
+		if no := r.host.cannotWrite(p); no != nil {
+			return no
+		}
+		if p.w == nil { // another user made it since this process opened it
+			return p.readOnly()
 		}
 		wait, cancel := context.WithTimeout(ctx, r.opts.LoadTimeout)
 		defer cancel()

@@ -110,6 +110,9 @@ func openDirAt(at int, name, path string, opts DirOptions) (*Dir, error) {
 			return nil, untrusted(path, "is a %s owned by %s, not a directory; remove it or use another directory", kind(st.Mode), userName(st.Uid))
 		}
 	}
+	if errors.Is(err, unix.EACCES) {
+		return nil, opts.denied(at, name, path, err)
+	}
 	if err != nil {
 		return nil, pathErr("open", path, err)
 	}
@@ -125,6 +128,20 @@ func openDirAt(at int, name, path string, opts DirOptions) (*Dir, error) {
 		return nil, err
 	}
 	return d, nil
+}
+
+// denied says whose directory it is that may not be opened: for a name that somebody
+// else took first, nothing else would tell.
+func (o *DirOptions) denied(at int, name, path string, err error) error {
+	var st unix.Stat_t
+	if unix.Fstatat(at, name, &st, unix.AT_SYMLINK_NOFOLLOW) != nil {
+		return pathErr("open", path, err) // it is a directory on the way
+	}
+	err = fmt.Errorf("owned by %s with mode %#o: %w", userName(st.Uid), st.Mode&0o777, err)
+	if st.Uid != uint32(os.Geteuid()) && st.Uid != 0 && st.Uid != o.TrustOwner {
+		err = fmt.Errorf("%w: %w", ErrUntrusted, err)
+	}
+	return pathErr("open", path, err)
 }
 
 func (d *Dir) verify(trust uint32) error {
@@ -377,6 +394,8 @@ func pathErr(op, path string, err error) error {
 	switch {
 	case errors.Is(err, unix.ENOSPC):
 		err = fmt.Errorf("%w: %w", ErrNoSpace, err)
+	case errors.Is(err, unix.EDQUOT): // nothing tells beforehand
+		err = fmt.Errorf("%w: the quota of this user or group on the tmpfs is used up: %w", ErrNoSpace, err)
 	case errors.Is(err, unix.EMFILE):
 		err = fmt.Errorf("%w: too many open files: raise the limit (ulimit -n): %w", ErrLimit, err)
 	case errors.Is(err, unix.ENFILE):

@@ -335,7 +335,7 @@ func TestErrorsOfLimits(t *testing.T) {
 		err := pathErr("open", "/x", errno)
 		wantErr(t, err, want, errno)
 	}
-	if err := mapErr(unix.ENOMEM); !errors.Is(err, ErrLimit) || !strings.Contains(err.Error(), "vm.max_map_count") {
+	if err := MapError(unix.ENOMEM); !errors.Is(err, ErrLimit) || !strings.Contains(err.Error(), "vm.max_map_count") {
 		t.Errorf("%v", err)
 	}
 }

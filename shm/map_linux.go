@@ -70,7 +70,7 @@ func mapAt(fd int, off, size int64, prot, flags int) (m Mapping, err error) {
 		m = Mapping{addr: room, size: reserve}
 	}
 	if err != nil {
-		return Mapping{}, mapErr(err)
+		return Mapping{}, MapError(err)
 	}
 	m.Bytes = unsafe.Slice((*byte)(base), length)
 	_ = unix.Madvise(m.Bytes, unix.MADV_DONTDUMP) // weights do not belong into core dumps
@@ -93,7 +93,8 @@ func (m *Mapping) Unmap() error {
 	return unix.MunmapPtr(addr, size)
 }
 
-func mapErr(err error) error {
+// MapError names the limit behind a mapping that failed.
+func MapError(err error) error {
 	if errors.Is(err, unix.ENOMEM) {
 		return fmt.Errorf("%w: no more mappings, or address space (sysctl vm.max_map_count, ulimit -v, vm.overcommit_memory): %w", ErrLimit, err)
 	}
