@@ -244,7 +244,7 @@ func (l *loader) extend(total int64) error {
 // underTable repeats fn, which admits something while the load runs, as long as
 // it makes room.
 func (l *loader) underTable(fn func(*tx) ([]removal, error)) error {
-	ctx, cancel := context.WithTimeout(context.Background(), l.h.r.opts.LoadTimeout)
+	ctx, cancel := context.WithTimeout(l.ctx, l.h.r.opts.LoadTimeout)
 	defer cancel()
 	for {
 		var gone []removal

@@ -47,7 +47,7 @@ func (r *Registry) getOrLoad(ctx context.Context, key string, src *Source) (a *a
 	var wait context.Context // of a user who can only read
 	for {
 		if err := ctx.Err(); err != nil {
-			return nil, false, err
+			return nil, false, r.host.nameLoader(err, key)
 		}
 		if !src.Replace {
 			a, err = r.attach(key)
@@ -82,7 +82,7 @@ func (r *Registry) getOrLoad(ctx context.Context, key string, src *Source) (a *a
 		}
 		leave, err := r.join(ctx, key, begun)
 		if err != nil {
-			return nil, false, err
+			return nil, false, r.host.nameLoader(err, key)
 		}
 		if leave == nil {
 			continue // another goroutine's load ended
@@ -148,7 +148,7 @@ func (h *host) awaitForeign(ctx context.Context, key string) error {
 		select {
 		case <-ctx.Done():
 			t.Stop()
-			return h.waitErr(ctx.Err(), nil, key)
+			return h.nameLoader(ctx.Err(), key)
 		case <-t.C:
 		}
 	}
@@ -189,7 +189,7 @@ func (h *host) load(ctx context.Context, key string, src *Source) (a *attachment
 	}()
 	crashpoint.Hit("load.lock-key")
 
-	l := &loader{h: h, p: p, key: key, src: src, plan: plan, replace: src.Replace, started: time.Now()}
+	l := &loader{ctx: ctx, h: h, p: p, key: key, src: src, plan: plan, replace: src.Replace, started: time.Now()}
 	if !src.Replace {
 		a, err := p.attach(h.r, key)
 		if err == nil {
@@ -254,23 +254,46 @@ func (p *place) published(key string, src *Source) func() bool {
 	}
 }
 
-// waitErr names the process that is loading, as a hint.
+// waitErr names, to one who waited for a load lock, the process that is loading, as a hint.
 func (h *host) waitErr(err error, p *place, key string) error {
-	if !errors.Is(err, context.DeadlineExceeded) || p == nil {
+	if !errors.Is(err, context.DeadlineExceeded) {
+		return err
+	}
+	if pid := p.loaderPID(key); pid != 0 {
+		return hungErr(pid)
+	}
+	return fmt.Errorf("%w: another load holds this key's lock", ErrTimeout)
+}
+
+// nameLoader is waitErr for those who have waited for something else, or whose
+// time was over before they could.
+func (h *host) nameLoader(err error, key string) error {
+	if !errors.Is(err, context.DeadlineExceeded) {
 		return err
 	}
 	pid := uint64(0)
-	if f, ok, e := p.find(key); ok && e == nil {
+	_ = h.each(func(p *place) error { pid = p.loaderPID(key); return nil })
+	if pid == 0 {
+		return err
+	}
+	return hungErr(pid)
+}
+
+func hungErr(pid uint64) error {
+	return fmt.Errorf("%w: pid %d is loading it, or hangs", ErrTimeout, pid)
+}
+
+// loaderPID is what the loader of key calls itself; 0 if there is none.
+func (p *place) loaderPID(key string) (pid uint64) {
+	if f, ok, err := p.find(key); ok && err == nil {
 		_ = guarded(func() error { pid = p.table.Hint(f.Slot, layout.HintLoaderPID); return nil })
 	}
-	if pid == 0 {
-		return fmt.Errorf("%w: another load holds this key's lock", ErrTimeout)
-	}
-	return fmt.Errorf("%w: pid %d is loading it, or hangs", ErrTimeout, pid)
+	return pid
 }
 
 // loader is one load, from the claim of a slot to publication. K is held.
 type loader struct {
+	ctx     context.Context // of the caller: what a load function calls has none
 	h       *host
 	p       *place
 	key     string
