@@ -12,6 +12,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/onecopy/onecopy/internal/layout"
+	"github.com/onecopy/onecopy/internal/procfs"
 	"github.com/onecopy/onecopy/lockfile"
 )
 
@@ -42,11 +43,14 @@ func (r *Registry) Check(ctx context.Context, opts CheckOptions) (ps []Problem, 
 			err = p.withTable(quick, "check.lock-table", func(*tx) error { return c.structure() })
 		}
 		if errors.Is(err, context.DeadlineExceeded) && ctx.Err() == nil {
-			c.add("lock", "", p.w.Join(layout.TableLock), "", "the table lock could not be had for a second: a process that holds it is stopped or hangs")
+			c.add("lock", "", p.w.Join(layout.TableLock), "", "the table lock could not be had for a second: %s holds it, and is stopped or hangs", c.tableHolder())
 		}
 		if err != nil && !errors.Is(err, errGone) && ctx.Err() == nil {
 			c.problems = c.problems[:min(len(c.problems), 1)]
 			err = guarded(c.structure)
+		}
+		if err == nil {
+			c.locks()
 		}
 		ps = c.problems
 		return err
@@ -69,6 +73,8 @@ type checker struct {
 	p        *place
 	only     string
 	problems []Problem
+
+	processes map[int]*procfs.Proc // that were asked about; nil: not there
 }
 
 func (c *checker) add(kind, key, path, repair, text string, args ...any) {
@@ -228,8 +234,8 @@ func (r *Registry) checkData(ctx context.Context, only string) (ps []Problem, er
 			continue
 		}
 		m, err := r.Get(e.Key)
-		if errors.Is(err, ErrNotFound) {
-			continue // removed meanwhile
+		if errors.Is(err, ErrNotFound) || errors.Is(err, ErrBusy) {
+			continue // removed meanwhile, or locks names who holds it
 		}
 		if err == nil {
 			err = m.Verify(ctx)

@@ -1,0 +1,146 @@
+//go:build (amd64 || arm64) && !onecopy_private
+
+package registry
+
+import (
+	"errors"
+	"fmt"
+	"maps"
+	"slices"
+	"time"
+
+	"github.com/onecopy/onecopy/internal/layout"
+	"github.com/onecopy/onecopy/internal/procfs"
+	"github.com/onecopy/onecopy/lockfile"
+)
+
+// Whoever may read a manifest may lock it, and for as long as he likes: nothing is
+// broken by that, but somebody has to be told who it is. As all that comes from
+// /proc this is for display; the kernel names the process that took a lock, which
+// may have handed it on.
+
+// locks names who keeps a generation locked: exclusively, so that nobody can get
+// it, or shared and as another user, so that its memory stays.
+func (c *checker) locks() {
+	s, err := c.p.slots("")
+	if err != nil {
+		return // structure has said so
+	}
+	names, err := c.p.m.Names()
+	if err != nil {
+		return
+	}
+	ready := map[uint64]bool{}
+	for i := range s.entries {
+		if s.entries[i].State == layout.Ready.String() {
+			ready[s.entries[i].Generation] = true
+		}
+	}
+	held := c.held()
+	gens := c.p.lookAt(c.p.withManifest(names, s), nil, false)
+	for _, gen := range slices.Sorted(maps.Keys(gens)) {
+		g := gens[gen]
+		if g.man == nil || s.named[gen] && !ready[gen] { // in the making, or being removed
+			continue
+		}
+		path := g.name + layout.ManifestExt
+		mine := held[g.id]
+		exclusive := !procfs.SeesEverybody() || slices.ContainsFunc(mine, func(l procfs.Lock) bool { return l.Exclusive })
+		if exclusive && ready[gen] && c.p.staysLocked(path) {
+			c.add("lock", g.man.Key, c.p.m.Join(path), "end that process; until then a load of the key replaces the model",
+				"locked exclusively by %s: nobody can get the model", c.holder(mine))
+			continue
+		}
+		seen := map[int]bool{}
+		for _, l := range mine {
+			if !seen[l.PID] {
+				seen[l.PID] = true
+				c.foreign(g, l.PID)
+			}
+		}
+	}
+}
+
+// held are the locks that the kernel lists, by file.
+func (c *checker) held() map[procfs.FileID][]procfs.Lock {
+	locks, _ := procfs.Locks()
+	held := map[procfs.FileID][]procfs.Lock{}
+	for _, l := range locks {
+		if l.Type == "FLOCK" && !l.Waiting {
+			held[l.File()] = append(held[l.File()], l)
+		}
+	}
+	return held
+}
+
+// foreign notes a lease of a user other than the one that writes.
+func (c *checker) foreign(g *generation, pid int) {
+	pr, ok := c.process(pid)
+	if !ok || pr.UID <= 0 || uint32(pr.UID) == c.p.top.Owner() || c.only != "" && c.only != g.man.Key {
+		return
+	}
+	c.problems = append(c.problems, Problem{
+		Kind: "lock", Key: g.man.Key, Path: c.p.m.Join(g.name + layout.ManifestExt), Note: true,
+		Text: "leased by " + nameProcess(pr) + ", another user: its memory stays until that process lets go",
+	})
+}
+
+// process describes one, once.
+func (c *checker) process(pid int) (*procfs.Proc, bool) {
+	pr, known := c.processes[pid]
+	if !known {
+		if p, err := procfs.Process(pid); err == nil {
+			pr = &p
+		}
+		if c.processes == nil {
+			c.processes = map[int]*procfs.Proc{}
+		}
+		c.processes[pid] = pr
+	}
+	return pr, pr != nil
+}
+
+// staysLocked reports whether a manifest stays exclusively locked for as long as a
+// reader would try. An evictor or a collector holds it for a moment only.
+func (p *place) staysLocked(name string) bool {
+	for try := range 4 {
+		f, _, err := p.m.Open(name)
+		if err != nil {
+			return false
+		}
+		err = lockfile.TryShared(f)
+		f.Close()
+		if !errors.Is(err, lockfile.ErrLocked) {
+			return false
+		}
+		time.Sleep(time.Millisecond << (2 * try))
+	}
+	return true
+}
+
+// tableHolder names who holds T.
+func (c *checker) tableHolder() string {
+	st, err := c.p.w.Stat(layout.TableLock)
+	if err != nil {
+		return c.holder(nil)
+	}
+	return c.holder(c.held()[fileOf(&st)])
+}
+
+// holder names who took the exclusive one of the locks of a file.
+func (c *checker) holder(locks []procfs.Lock) string {
+	for _, l := range locks {
+		if !l.Exclusive {
+			continue
+		}
+		if pr, ok := c.process(l.PID); ok {
+			return nameProcess(pr)
+		}
+		return fmt.Sprintf("pid %d", l.PID)
+	}
+	return "a process that is not visible from here"
+}
+
+func nameProcess(pr *procfs.Proc) string {
+	return fmt.Sprintf("pid %d (%s) of uid %d", pr.PID, clip(pr.Command, 60), pr.UID)
+}
