@@ -181,3 +181,33 @@ func OpenFDs(t TB) int {
 	}
 	return n
 }
+
+// AwaitEnd waits until a process that is no child of the test's has ended.
+func AwaitEnd(t TB, pid int) {
+	t.Helper()
+	fd, err := unix.PidfdOpen(pid, 0)
+	if errors.Is(err, unix.ESRCH) {
+		return
+	}
+	if err != nil {
+		t.Fatalf("proctest: pid %d: %v", pid, err)
+	}
+	defer unix.Close(fd)
+	deadline := deadlineOf(t)
+	for {
+		n, err := uninterrupted(func() (int, error) {
+			return unix.Poll([]unix.PollFd{{Fd: int32(fd), Events: unix.POLLIN}}, 100)
+		})
+		if err != nil {
+			t.Fatalf("proctest: pid %d: %v", pid, err)
+		}
+		if n > 0 {
+			return
+		}
+		select {
+		case <-deadline:
+			t.Fatalf("pid %d is still there at the end of the test's time", pid)
+		default:
+		}
+	}
+}
