@@ -33,11 +33,18 @@ var (
 	stopped atomic.Bool
 )
 
+// Hook, if a test's program sets it before its first step, is called at each step,
+// before anything else happens there.
+var Hook func(name string)
+
 // Hit marks a named step: the process may be killed or stopped here.
 func Hit(name string) {
 	// Names may be computed, so that only this can see them all.
 	if !slices.Contains(Points, name) {
 		panic("crashpoint: " + name + " is missing in Points")
+	}
+	if Hook != nil {
+		Hook(name)
 	}
 	if name == stopAt && stopped.CompareAndSwap(false, true) {
 		stop()
