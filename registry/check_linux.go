@@ -42,11 +42,14 @@ func (r *Registry) Check(ctx context.Context, opts CheckOptions) (ps []Problem, 
 		if p.w != nil {
 			err = p.withTable(quick, "check.lock-table", func(*tx) error { return c.structure() })
 		}
-		if errors.Is(err, context.DeadlineExceeded) && ctx.Err() == nil {
-			c.add("lock", "", p.w.Join(layout.TableLock), "", "the table lock could not be had for a second: %s holds it, and is stopped or hangs", c.tableHolder())
-		}
 		if err != nil && !errors.Is(err, errGone) && ctx.Err() == nil {
-			c.problems = c.problems[:min(len(c.problems), 1)]
+			c.problems = nil
+			switch {
+			case errors.Is(err, context.DeadlineExceeded):
+				c.add("lock", "", p.w.Join(layout.TableLock), "", "the table lock could not be had for a second: %s holds it, and is stopped or hangs", c.tableHolder())
+			case errors.Is(err, ErrCorrupt), errors.Is(err, ErrVersion): // of all keys
+				c.problems = append(c.problems, Problem{Kind: "table", Path: p.v1.Join(layout.TableFile), Text: err.Error(), Repair: repairDelete})
+			}
 			err = guarded(c.structure)
 		}
 		if err == nil {
@@ -86,6 +89,9 @@ func (c *checker) add(kind, key, path, repair, text string, args ...any) {
 func (c *checker) structure() error {
 	t, m := c.p.table, c.p.m
 	tablePath := c.p.v1.Join(layout.TableFile)
+	if g := t.Generation(); g >= layout.MaxGen {
+		c.add("table", "", tablePath, repairGC, "the generation counter says %d: every number is used up", g)
+	}
 	for _, pr := range t.Problems() {
 		key, _ := "", false
 		if pr.Slot >= 0 {

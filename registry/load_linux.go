@@ -418,6 +418,7 @@ func (l *loader) claim(ctx context.Context) error {
 // claimLocked returns errAgain when it made room and memory has to be freed,
 // outside T, before the next try.
 func (l *loader) claimLocked(t *tx) (gone []removal, err error) {
+	t.repairGeneration()
 	gone = t.buryStripe(layout.Stripe(l.key), l.key, &l.h.r.stats.takeovers)
 	first := !l.looked
 	if first {

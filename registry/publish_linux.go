@@ -20,10 +20,10 @@ func (l *loader) link() error {
 	n := len(l.plan.files)
 	manifest, digests := l.sealed[n], l.sealed[n+1]
 	m := l.p.m
-	l.linked = true
 	if err := manifest.Link(m, gen+layout.ManifestExt); err != nil {
-		return l.linkErr(err)
+		return l.linkErr(err) // what has the name, if anything, is not ours to remove
 	}
+	l.linked = true
 	crashpoint.Hit("load.link-manifest")
 	if err := digests.Link(m, gen+layout.DigestsExt); err != nil {
 		return l.linkErr(err)

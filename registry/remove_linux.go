@@ -7,6 +7,7 @@ import (
 	"errors"
 	"io/fs"
 	"os"
+	"slices"
 	"sync/atomic"
 	"time"
 
@@ -468,7 +469,81 @@ func (h *host) collect(ctx context.Context, p *place, try bool) (report GCReport
 	return report, err
 }
 
+// repairGeneration mends a counter that only a stranger can have changed: one that
+// is used up, and one that is behind a generation that exists, which would make
+// healthy slots senseless and give a number out twice.
+func (t *tx) repairGeneration() {
+	counter := t.Generation()
+	behind := slices.ContainsFunc(t.used(), func(slot int) bool { return t.Word(slot).Generation() > counter })
+	if !behind && counter < layout.MaxGen {
+		return
+	}
+	names, err := t.p.m.Names()
+	if err != nil {
+		return
+	}
+	highest := uint64(0)
+	for _, n := range names {
+		if e, gen, ext, ok := layout.ParseGenName(n); ok && ext == layout.ManifestExt && e == t.Identity().Epoch {
+			highest = max(highest, gen)
+		}
+	}
+	if highest > counter || counter >= layout.MaxGen {
+		t.SetGeneration(highest)
+	}
+}
+
+// disown empties slots that name a key or a generation which is another slot's, as
+// only a stranger's bytes do: removing the one must not take the other's files.
+func (t *tx) disown() (n int) {
+	keys, gens := map[string]int{}, map[uint64]int{}
+	for _, slot := range t.used() {
+		w := t.Word(slot)
+		if w.State() == layout.Free || t.Sane(slot) != nil {
+			continue
+		}
+		key, _ := t.Key(slot)
+		var rivals []int
+		if other, ok := keys[key]; ok {
+			rivals = append(rivals, other)
+		}
+		if other, ok := gens[w.Generation()]; ok {
+			rivals = append(rivals, other)
+		}
+		kept := true
+		for _, other := range rivals {
+			if !kept || t.Word(other).State() == layout.Free { // it has lost already
+				continue
+			}
+			loser := slot
+			if t.owns(slot) && (!t.owns(other) || t.Word(other).Generation() < w.Generation()) {
+				loser = other
+			}
+			t.Reset(loser)
+			n++
+			kept = loser != slot
+		}
+		if kept {
+			keys[key], gens[w.Generation()] = slot, slot
+		}
+	}
+	return n
+}
+
+// owns reports whether the manifest of a slot's generation, if there is one, is
+// that of its key.
+func (t *tx) owns(slot int) bool {
+	w := t.Word(slot)
+	man, err := t.p.manifest(w.Generation())
+	if err != nil {
+		return w.State() != layout.Ready
+	}
+	return t.keyIs(slot, man.Key) && man.Generation == w.Generation()
+}
+
 func (t *tx) collect(report *GCReport) (gone []removal) {
+	t.repairGeneration()
+	report.Reclaimed += t.disown()
 	for _, slot := range t.used() {
 		w := t.Word(slot)
 		switch {

@@ -35,6 +35,10 @@ func (e Editor) NextGeneration() uint64 {
 	return g
 }
 
+// SetGeneration makes g the last generation given out: a repair, for a counter that
+// a stranger has changed.
+func (e Editor) SetGeneration(g uint64) { e.w.word64(offGeneration).Store(g) }
+
 // CompareAndSwap changes a slot's word if it still is old; it refuses a change
 // that is not in Transitions. The word becomes visible to all processes at once.
 func (e Editor) CompareAndSwap(slot int, old, new Word) bool {
