@@ -156,6 +156,16 @@ func lastWord[T any](t testing.TB, p *proctest.Proc) (answer T) {
 	return answer
 }
 
+// nextWord returns the JSON of a process's next line.
+func nextWord[T any](t testing.TB, p *proctest.Proc) (answer T) {
+	t.Helper()
+	line := p.Line(t)
+	if err := json.Unmarshal([]byte(line), &answer); err != nil {
+		t.Fatalf("%v: %s", err, line)
+	}
+	return answer
+}
+
 // say prints one line of JSON for the test.
 func say(v any) error {
 	b, err := json.Marshal(v)
