@@ -6,6 +6,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io/fs"
 	"sync"
 
 	"golang.org/x/sys/unix"
@@ -105,8 +106,10 @@ func (h *host) each(fn func(*place) error) error {
 			return err
 		}
 		err = fn(p)
+		// A folder that is deleted while it is read says so in its own way.
+		gone := errors.Is(err, errGone) || errors.Is(err, fs.ErrNotExist) && p.isGone()
 		p.unref()
-		if !errors.Is(err, errGone) {
+		if !gone {
 			return err
 		}
 	}
