@@ -1,6 +1,6 @@
 # make test is everything that CI runs; scripts/test.sh knows the single steps.
 .DEFAULT_GOAL := help
-.PHONY: help demo test build generate race crash torture mutants faults fuzz model bench bench-peers bench-python bench-tokens bench-report python-extra python-kills overcommit rollouts binaries deb test-deb wheels test-wheels promtool manifests test-docker lint clean
+.PHONY: help demo test build generate race crash torture mutants faults soak hostile fuzz model bench bench-peers bench-python bench-tokens bench-report python-extra python-kills overcommit rollouts binaries deb test-deb wheels test-wheels promtool manifests test-docker lint clean
 
 help: ## what there is to make
 	@sed -n 's/^\([a-z-]*\):.*## /  make \1\t/p' Makefile | expand -t 21
@@ -37,6 +37,13 @@ mutants: ## put one bug after the other into the library; make torture has to fi
 
 faults: ## every system call fails with every errno that it can have (ten minutes; FAULTS=N takes every N-th)
 	ONECOPY_FAULTS=$(or $(FAULTS),1) go test ./registry ./shm -run '^Test(Faults|BadDays)$$' -v -count=1 -timeout 3h
+
+soak: ## REPLACES (10,000) of a model while 15 processes attach, read and leave: nothing may grow
+	ONECOPY_SOAK=$(or $(REPLACES),10000) go test ./registry -run '^TestSoak$$' -v -count=1 -timeout 1h
+
+hostile: ## random bytes over a live registry, every byte flipped, the registry deleted each second for a minute (ten minutes)
+	ONECOPY_SCRIBBLES=$(or $(SCRIBBLES),300000) ONECOPY_FLIPS=1 ONECOPY_DELETIONS=$(or $(DELETIONS),60) \
+		go test ./registry -run '^Test(Scribbler|EveryByteFlipped|DeletedAgainAndAgain)$$' -v -count=1 -timeout 2h
 
 fuzz: ## every fuzz target for FUZZTIME (1m)
 	@FUZZTIME=$${FUZZTIME:-1m} scripts/test.sh fuzz
