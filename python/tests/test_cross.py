@@ -68,6 +68,24 @@ def test_python_loads_go_reads(reg: onecopy.Registry, ctl: Ctl, tmp_path: pathli
     del value
 
 
+def test_host_policy(reg: onecopy.Registry, ctl: Ctl, model: pathlib.Path) -> None:
+    def seen() -> dict[str, Any]:
+        return json.loads(ctl("stat", "k", "-o", "json").stdout)
+
+    reg.open("k", model).close()
+    reg.pin("k")
+    reg.set_ttl("k", 90)
+    assert seen()["pinned"] is True and seen()["ttl_seconds"] == 90 == reg.entries()[0].ttl
+    ctl("unpin", "k")
+    ctl("ttl", "k", "never")
+    assert not reg.entries()[0].pinned
+    never = reg.entries()[0].ttl
+    reg.set_ttl("k", 0)
+    assert reg.entries()[0].ttl == 0
+    reg.set_ttl("k", None)
+    assert reg.entries()[0].ttl == never
+
+
 def test_the_same_texts(reg: onecopy.Registry, ctl: Ctl, model: pathlib.Path, tmp_path: pathlib.Path) -> None:
     """The message of an error is that of the inspector."""
 

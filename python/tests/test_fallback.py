@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import os
 import pathlib
+import subprocess
 import sys
 import threading
 import time
@@ -13,6 +15,7 @@ import warnings
 import pytest
 
 import onecopy
+from conftest import SRC
 from onecopy import _cgroup
 
 np = pytest.importorskip("numpy")
@@ -76,6 +79,102 @@ def test_object_elsewhere(elsewhere: onecopy.Registry) -> None:
         elsewhere.get_or_load("k3", lambda: 1 / 0)
 
 
+# What os, time and ctypes lack there; asyncio and numpy are imported before they are taken away.
+ELSEWHERE = """
+import asyncio, ctypes, os, pathlib, sys, time, warnings
+import numpy as np
+sys.platform = sys.argv[1]
+linux = ["O_TMPFILE", "O_DIRECT", "posix_fadvise", "posix_fallocate", "RWF_NOWAIT", "memfd_create"]
+windows = ["fork", "register_at_fork", "geteuid", "getuid", "pread", "preadv", "pwrite", "fchmod", "fchown", "statvfs",
+           "fstatvfs", "sysconf", "mkfifo", "O_NOFOLLOW", "O_NONBLOCK", "O_CLOEXEC", "O_DIRECTORY", "SEEK_DATA"]
+for name in linux + windows * (sys.platform == "win32"):
+    if hasattr(os, name):
+        delattr(os, name)
+del time.CLOCK_BOOTTIME
+if sys.platform == "win32":
+    del time.clock_gettime_ns
+    sys.modules["fcntl"] = sys.modules["resource"] = None
+    def no_handle(name, *args, **options):
+        raise TypeError("argument of type 'NoneType' is not iterable")
+    ctypes.CDLL = no_handle
+
+import onecopy
+warnings.simplefilter("error", ResourceWarning)
+for name in onecopy.__all__:
+    getattr(onecopy, name)
+path, made = pathlib.Path(sys.argv[2]), []
+with warnings.catch_warnings(record=True) as said:
+    warnings.simplefilter("always")
+    with onecopy.open("k", path) as m:
+        assert not m.shared and m["a.bin"] == (path / "a.bin").read_bytes() and not m.stale
+        assert pathlib.Path(m / "sub/b.txt").read_text() == "hello" and list(m) == ["a.bin", "empty", "sub/b.txt"]
+    onecopy.open("k", path / "a.bin").close()
+    def load(w):
+        made.append(1)
+        return {"a": w.empty(9), "b": np.ones(3)}
+    v = onecopy.get_or_load("o", load, version="1")
+    async def two():
+        with await onecopy.aopen("k", path) as m:
+            return await onecopy.aget_or_load("o", load, version="1"), m["sub/b.txt"]
+    again, text = asyncio.run(two())
+    assert v is again is onecopy.get_or_load("o", load, version="1") and made == [1] and text == b"hello"
+heads = [(w.category.__name__, str(w.message)[:14]) for w in said]
+assert heads == [("RuntimeWarning", f'onecopy: "{k}" i') for k in "ko"], heads
+assert all(w.filename == __file__ and "needs Linux" in str(w.message) for w in said), said
+for key, backing in (("k", "source"), ("o", "private")):
+    s = onecopy.status(key)
+    assert (s.backing, s.shared, s.private_bytes) == (backing, False, 0) and sys.platform in s.reason
+assert onecopy.stats().fallbacks == 4 and onecopy.stats().hits == 2, onecopy.stats()
+r = onecopy.default_registry()
+for call in (onecopy.entries, onecopy.gc, onecopy.check, lambda: onecopy.get("k"), lambda: onecopy.remove("k"),
+             lambda: r.pin("k"), lambda: onecopy.open("k", path, fallback="raise"),
+             lambda: onecopy.get_or_load("x", load, fallback="raise")):
+    try:
+        call()
+    except onecopy.Unsupported as e:
+        assert "needs Linux" in str(e)
+    else:
+        raise AssertionError(call)
+onecopy.release("o")
+print("ok")
+"""
+
+
+@pytest.mark.parametrize("platform", ["darwin", "win32"])
+def test_the_whole_package_elsewhere(model: pathlib.Path, tmp_path: pathlib.Path, platform: str) -> None:
+    """In a process that lacks what Python lacks on that system: it imports, and works privately."""
+    script = tmp_path / "script.py"
+    script.write_text(ELSEWHERE)
+    p = subprocess.run(
+        [sys.executable, str(script), platform, str(model)], capture_output=True, text=True, timeout=60,
+        env={**os.environ, "PYTHONPATH": SRC, "ONECOPY_DIR": str(tmp_path / "r")},
+    )  # fmt: skip
+    assert p.stdout == "ok\n", p.stderr
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="needs root to become somebody who may not")
+def test_where_nothing_may_be_made(shm: str, model: pathlib.Path) -> None:
+    """A read-only /dev/shm, for example: paths are mapped from their source, loaders say why."""
+    from onecopy import _arena, _load, _model, _remove  # noqa: F401  # the other user may not read them
+
+    os.chmod(shm, 0o555)
+    os.seteuid(65533)
+    try:
+        r = onecopy.Registry(shm + "/r")
+        with pytest.raises(onecopy.ReadOnly, match="permission denied"):
+            r.get_or_load("k", lambda: [1])
+        with pytest.warns(RuntimeWarning, match="permission denied"):
+            assert r.get_or_load("k", lambda: [1], fallback="private") == [1]
+        try:
+            os.stat(model)
+        except PermissionError:
+            return  # the source is not for everybody
+        with pytest.warns(RuntimeWarning, match="permission denied"), r.open("m", model) as m:
+            assert not m.shared and m["a.bin"][1] == 1
+    finally:
+        os.seteuid(0)
+
+
 def test_private_on_request_where_memory_is_short(shm: str) -> None:
     r = onecopy.Registry(shm + "/r", budget=1)
     with pytest.raises(onecopy.NoSpace):
@@ -137,6 +236,36 @@ def test_asyncio(shm: str, model: pathlib.Path, monkeypatch: pytest.MonkeyPatch)
         assert await onecopy.aget_or_load("k2", slow) == [1]
 
     asyncio.run(main())
+
+
+@pytest.mark.parametrize("what", ["model", "error"])
+def test_cancelled_open(shm: str, model: pathlib.Path, what: str) -> None:
+    """Nobody waits for the model any more: it is given back, without a ResourceWarning."""
+    r = onecopy.Registry(shm + "/r")
+    inside, go = threading.Event(), threading.Event()
+    complaints: list[object] = []
+
+    def progress(done: int, total: int) -> None:
+        inside.set()
+        go.wait(30)
+        if what == "error":
+            raise ZeroDivisionError
+
+    async def main() -> None:
+        loop = asyncio.get_running_loop()
+        loop.set_exception_handler(lambda _, context: complaints.append(context))
+        task = asyncio.ensure_future(r.aopen("k", model, progress=progress))
+        await loop.run_in_executor(None, inside.wait)
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+        go.set()
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", ResourceWarning)
+        asyncio.run(main())  # which waits for the thread
+        gc.collect()
+    assert not complaints and [e.leased for e in r.entries()] == [False] * (what == "model")
 
 
 def tree(root: pathlib.Path, files: dict[str, str]) -> str:

@@ -269,6 +269,88 @@ def test_bad_arguments(reg: onecopy.Registry, model: pathlib.Path) -> None:
             m.tensors()
 
 
+def test_paths_that_lead_out_of_a_model(reg: onecopy.Registry, model: pathlib.Path) -> None:
+    with reg.open("k", model) as m:
+        for bad in ("../x", "sub/../../x", "/etc/passwd", "..", "", "a\0b", "sub//b.txt"):
+            with pytest.raises(onecopy.InvalidPath, match='path "k": not a valid path'):
+                m / bad
+        assert m / "sub" == m.path + "/sub" and m / pathlib.PurePath("sub", "b.txt") == m.path + "/sub/b.txt"
+        with pytest.raises(TypeError):
+            m / 5  # type: ignore[operator]
+
+
+def test_a_source_that_changes_while_it_is_open(reg: onecopy.Registry, model: pathlib.Path) -> None:
+    """Each call looks: a process that has it open is no more stale than a new one."""
+    with reg.open("k", model) as m:
+        reg.open("k", model).close()
+        (model / "a.bin").write_bytes(b"new")
+        with pytest.raises(onecopy.SourceChanged, match=r"size of a.bin was 8192 .* is 3 now"):
+            reg.open("k", model)
+        with reg.open("k", model, on_change="ignore") as n:
+            assert not n.stale and n.generation == m.generation
+        with reg.open("k", model, on_change="replace") as n:
+            assert m.stale and n["a.bin"] == b"new" and m["a.bin"].nbytes == 8192
+
+
+def test_pins_and_ttl(reg: onecopy.Registry, model: pathlib.Path) -> None:
+    for call in (lambda: reg.pin("k"), lambda: reg.unpin("k"), lambda: reg.set_ttl("k", 1)):
+        with pytest.raises(onecopy.NotFound):
+            call()
+    assert not os.path.exists(reg.dir)
+    reg.open("k", model).close()
+    gc.collect()
+    reg.pin("k")
+    reg.set_ttl("k", 1e-9)
+    e = reg.entries()[0]
+    assert e.pinned and e.ttl == 1e-9 and reg.gc().expired == 0
+    reg.set_ttl("k", None)
+    reg.unpin("k")
+    assert reg.gc().expired == 0 and not reg.entries()[0].pinned
+    for bad in (-1, 1e30, float("nan")):
+        with pytest.raises(ValueError, match="want a time"):
+            reg.set_ttl("k", bad)
+    with pytest.raises(onecopy.InvalidKey):
+        reg.pin("")
+    reg.set_ttl("k", 1e-9)
+    assert reg.gc().expired + reg.gc().expired == 1 and reg.entries() == []
+    with pytest.raises(onecopy.NotFound, match='pin "k": not loaded'):
+        reg.pin("k")
+
+
+def test_an_interrupt_waits_for_the_threads_that_fill(reg: onecopy.Registry, tmp_path: pathlib.Path) -> None:
+    """Else they would write to descriptors that are closed by then, or somebody else's."""
+    import signal
+    import sys
+
+    main, both, ended = threading.get_ident(), threading.Barrier(2), []
+
+    def work(off: int, n: int) -> None:
+        both.wait()
+        if threading.get_ident() == main:
+            return
+        names: list[str] = []
+        while "_each_window" not in names or "work" in names:  # until the other one can but wait for us
+            f, names = sys._current_frames()[main], []
+            while f is not None:
+                names.append(f.f_code.co_name)
+                f = f.f_back  # type: ignore[assignment]
+        os.kill(os.getpid(), signal.SIGINT)
+        time.sleep(0.1)
+        ended.append(1)
+
+    with pytest.raises(KeyboardInterrupt):
+        _segment._each_window(2, 1, 2, work)
+    assert ended == [1]
+
+    source = tmp_path / "f"
+    source.write_bytes(bytes(9 << 20))
+    with pytest.raises(KeyboardInterrupt):
+        reg.open("k", source, progress=lambda done, total: os.kill(os.getpid(), signal.SIGINT))
+    assert reg.entries() == [] and os.listdir(reg.dir + "/v1/m") == []
+    with reg.open("k", source) as m:
+        assert m.loaded
+
+
 def test_not_found(reg: onecopy.Registry) -> None:
     with pytest.raises(onecopy.NotFound, match='get "k": not loaded'):
         reg.get("k")

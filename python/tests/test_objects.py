@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import collections
+import functools
 import gc
 import os
 import pathlib
@@ -96,6 +97,69 @@ def test_kinds_of_results(reg: onecopy.Registry) -> None:
     assert isinstance(buffer, bytearray) and len(buffer) == 100_000
 
 
+class Tagged(np.ndarray):  # type: ignore[misc,name-defined]
+    """A user's array class."""
+
+
+@pytest.mark.filterwarnings("ignore::PendingDeprecationWarning")  # of matrix
+def test_subclasses_of_arrays(reg: onecopy.Registry) -> None:
+    """numpy alone would pickle their bytes, a copy in each process."""
+    n = 100_000
+    tagged = np.arange(n).view(Tagged)
+    tagged.unit = "m"
+    masked = np.ma.MaskedArray(np.arange(n), np.arange(n) % 3 == 0, fill_value=7, hard_mask=True)
+    record = np.rec.fromarrays([np.arange(n), np.ones(n)], names="i,x")
+    want = {
+        "tagged": tagged, "matrix": np.asmatrix(np.ones((100, n // 100))), "record": record, "masked": masked,
+        "no mask": np.ma.MaskedArray(np.ones(n)), "constant": np.ma.masked, "empty": tagged[:0],
+        "objects": np.array([1, None], dtype=object).view(Tagged), "of records": np.ma.MaskedArray(record[:5]),
+    }  # fmt: skip
+    got = reg.get_or_load("k", lambda: want)
+    for name, v in want.items():
+        g = got[name]
+        assert (type(g), g.dtype, g.shape) == (type(v), v.dtype, v.shape) and g.tolist() == v.tolist(), name
+    assert got["tagged"].unit == "m" and got["record"].x[3] == 1 and got["record"][3].i == 3
+    assert got["masked"].fill_value == 7 and got["masked"].hardmask and got["masked"].mask[3]
+    assert got["no mask"].mask is np.ma.nomask
+    for name in ("tagged", "matrix", "record", "masked", "no mask"):
+        assert not got[name].flags.writeable
+    with reg.get("k") as m:
+        sizes = {f.path: f.size for f in m.files}
+    assert sizes["skeleton"] < 20_000 and sizes["data"] > 5 * 8 * n
+
+
+class OfOldTimes(np.ndarray):  # type: ignore[misc,name-defined]
+    """An array class with a pickle of its own."""
+
+    def __reduce__(self) -> Any:
+        return old_times, (self.tolist(),)
+
+
+def old_times(values: list[int]) -> Any:
+    return np.array(values).view(OfOldTimes)
+
+
+def test_a_subclass_with_a_pickle_of_its_own(reg: onecopy.Registry) -> None:
+    got = reg.get_or_load("k", lambda: np.arange(5).view(OfOldTimes))
+    assert type(got) is OfOldTimes and got.tolist() == [0, 1, 2, 3, 4]
+
+
+def test_types_of_machine_learning(reg: onecopy.Registry) -> None:
+    ml_dtypes = pytest.importorskip("ml_dtypes")
+    want = {n: np.arange(8).astype(getattr(ml_dtypes, n)) for n in ("bfloat16", "float8_e4m3fn", "float8_e5m2", "int4")}
+    got = reg.get_or_load("k", lambda: want)
+    for name, v in want.items():
+        assert got[name].dtype == v.dtype and got[name].tobytes() == v.tobytes() and not got[name].flags.writeable
+
+
+def test_large_buffers_are_aligned(reg: onecopy.Registry) -> None:
+    sizes = [65536, 65537, 100_003, 1 << 20, (1 << 20) + 8]
+    got = reg.get_or_load("k", lambda: [np.full(n, 7, "u1")[:] for n in sizes])
+    made = reg.get_or_load("w", lambda w: [w.empty(n, "u1") for n in sizes])
+    for a, n in zip([*got, *made], sizes * 2):
+        assert a.ctypes.data % 64 == 0 and a.shape == (n,)
+
+
 def test_memmap_in_a_loader(reg: onecopy.Registry, tmp_path: pathlib.Path) -> None:
     path = tmp_path / "x.npy"
     np.save(path, np.arange(50_000))
@@ -169,6 +233,70 @@ def test_what_cannot_be_shared_is_named(reg: onecopy.Registry) -> None:
     assert os.listdir(reg.dir + "/v1/m") == []
 
 
+class Slotted:
+    """Stands for a class without __dict__."""
+
+    __slots__ = ("conn", "unset")
+
+    def __init__(self, conn: Any) -> None:
+        self.conn = conn
+
+
+class Stateful:
+    """Pickles something else than its attributes."""
+
+    def __getstate__(self) -> Any:
+        return {"socket": threading.Lock()}
+
+
+@pytest.mark.parametrize(
+    ("make", "path"),
+    [
+        (lambda: {"a": Slotted(threading.Lock())}, r"dict\['a'\]\.conn \(lock\)"),
+        (lambda: [functools.partial(len, threading.Lock())], r"list\[0\]\(argument 2\)|list\[0\].*\(lock\)"),
+        (lambda: (Stateful(),), r"tuple\[0\]\.__getstate__\(\)\['socket'\] \(lock\)"),
+        (lambda: {threading.Lock(): 1}, r"dict key <unlocked .* \(lock\)"),
+        (lambda: {print, threading.Lock()}, r"set element <unlocked .* \(lock\)"),
+        (lambda: collections.defaultdict(lambda: 0), r"defaultdict\(argument 0\) \(function\)"),
+        (lambda: Box(kind=type("Local", (), {})), r"Box\.kind \(type\)"),
+        (lambda: np.array([1, threading.Lock()], dtype=object), r"ndarray\.__getstate__\(\)\[4\]\[1\] \(lock\)"),
+    ],
+)  # fmt: skip
+def test_the_name_of_what_cannot_be_shared(reg: onecopy.Registry, make: Any, path: str) -> None:
+    with pytest.raises(onecopy.LoadFailed, match=path + " cannot be shared") as e:
+        reg.get_or_load("k", make)
+    assert e.value.hint == ""
+    assert os.listdir(reg.dir + "/v1/m") == []
+
+
+class Fragile:
+    """Can be pickled, and not unpickled."""
+
+    def __reduce__(self) -> Any:
+        return int, ("no number",)
+
+
+def test_what_cannot_be_rebuilt_is_not_published(reg: onecopy.Registry) -> None:
+    reg.get_or_load("k", lambda: [1], version="1")
+    text = 'load "k": the load failed: the object cannot be rebuilt here: ValueError: invalid literal'
+    for load in (lambda: Fragile(), lambda: [np.ones(100_000), Fragile()], lambda w: [w.empty(100_000), Fragile()]):
+        with pytest.raises(onecopy.LoadFailed, match=text) as e:
+            reg.get_or_load("k", load, version="2", on_change="replace")
+        assert isinstance(e.value.__cause__, ValueError) and "in a module" in e.value.hint
+        assert reg.get_or_load("k", list, version="1") == [1]
+    gc.collect()
+    assert len(os.listdir(reg.dir + "/v1/m")) == 3
+
+
+def test_a_class_that_this_process_does_not_find(reg: onecopy.Registry, monkeypatch: pytest.MonkeyPatch) -> None:
+    reg.get_or_load("k", lambda: Box(a=1))
+    monkeypatch.delattr(sys.modules[__name__], "Box")
+    other = onecopy.Registry(reg.dir)
+    with pytest.raises(onecopy.LoadFailed, match="cannot be rebuilt here: AttributeError: .*Box") as e:
+        other.get_or_load("k", dict)
+    assert "in a module" in e.value.hint and other.status("k").state == "ready"
+
+
 def test_version_and_environment(reg: onecopy.Registry, monkeypatch: pytest.MonkeyPatch) -> None:
     def other() -> onecopy.Registry:
         return onecopy.Registry(reg.dir)
@@ -233,6 +361,29 @@ def test_many_threads_one_load(reg: onecopy.Registry) -> None:
     for t in threads:
         t.join()
     assert len(calls) == 1 and len({id(r) for r in results}) == 1
+
+
+@pytest.mark.parametrize("other", [False, True])
+def test_a_thread_of_the_loader_that_asks_for_its_key(shm: str, other: bool) -> None:
+    """A context variable does not reach it: it waits no longer than for any other load."""
+    r = onecopy.Registry(shm + "/r", load_timeout=0.2)
+    asked = onecopy.Registry(r.dir, load_timeout=0.2) if other else r
+    seen: list[BaseException] = []
+
+    def ask() -> None:
+        try:
+            asked.get_or_load("k", dict)
+        except BaseException as e:
+            seen.append(e)
+
+    def load() -> list[int]:
+        t = threading.Thread(target=ask)
+        t.start()
+        t.join()
+        return [1]
+
+    assert r.get_or_load("k", load) == [1]
+    assert [type(e) for e in seen] == [onecopy.Timeout] and "is loading it, or hangs" in str(seen[0])
 
 
 def test_a_waiting_thread_times_out(reg: onecopy.Registry) -> None:

@@ -194,6 +194,37 @@ print(onecopy.get_or_load("k", load).sum(), flush=True)
             os.kill(c, 9)
 
 
+def test_children_of_a_loader_fill_its_arrays(reg: onecopy.Registry, start: Any) -> None:
+    """They write into the segment itself; one that is still there when the loader returns could go on."""
+    code = """
+import signal
+import numpy as np
+children = []
+def load(w):
+    a = w.empty((4, 100_000), "f8")
+    for row in range(4):
+        pid = os.fork()
+        if pid == 0:
+            a[row] = row
+            if sys.argv[1] == "stay" and row == 3:
+                signal.pause()
+            os._exit(0)
+        children.append(pid)
+    for pid in children[: 3 if sys.argv[1] == "stay" else 4]:
+        assert os.waitpid(pid, 0)[1] == 0
+    return a
+try:
+    v = onecopy.get_or_load(sys.argv[1], load)
+    print(v.sum(axis=1).tolist(), flush=True)
+except onecopy.Error as e:
+    print(e, "/", e.hint, flush=True)
+    os.kill(children[3], 9)
+"""
+    assert start(code, "end").line() == str([100_000.0 * i for i in range(4)])
+    said = start(code, "stay").line()
+    assert "a writer is left" in said and "a child that the loader forked" in said
+
+
 def test_a_child_does_not_undo_its_parents_load(reg: onecopy.Registry, start: Any) -> None:
     code = """
 def load():

@@ -100,6 +100,19 @@ def test_through_a_model(reg: onecopy.Registry, tmp_path: pathlib.Path) -> None:
         m.tensors()
 
 
+def test_dlpack(reg: onecopy.Registry, tmp_path: pathlib.Path) -> None:
+    """Read-only arrays need DLPack 1.0, which numpy has since 2.1."""
+    (tmp_path / "m.safetensors").write_bytes(image({"w": t("F32", [2], 0, 8)}, np.ones(2, "f4").tobytes()))
+    with reg.open("k", tmp_path / "m.safetensors") as m:
+        w = m.tensors()["w"]
+        try:
+            other = np.from_dlpack(w)
+        except BufferError:
+            assert np.lib.NumpyVersion(np.__version__) < "2.1.0"
+            return
+        assert np.shares_memory(other, w) and not other.flags.writeable and other.tolist() == [1, 1]
+
+
 def test_without_ml_dtypes(monkeypatch: pytest.MonkeyPatch) -> None:
     import sys
 

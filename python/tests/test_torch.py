@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import gc
+import pathlib
 import warnings
 from typing import Any
 
@@ -108,6 +109,23 @@ def test_writer(reg: onecopy.Registry) -> None:
     got = reg.get_or_load("k", load)
     assert got["t"].dtype == torch.bfloat16 and got["t"].sum() == 1_000_000 and got["row"][0] == 2
     assert got["row"].untyped_storage().data_ptr() == got["t"].untyped_storage().data_ptr()
+
+
+def test_tensors_of_files(reg: onecopy.Registry, tmp_path: pathlib.Path) -> None:
+    """Copy on write, other frameworks see the same memory, and status counts what was written to."""
+    save = pytest.importorskip("safetensors.torch").save_file
+    save({"a": torch.ones(1 << 19), "b": torch.arange(6).bfloat16()}, tmp_path / "m.safetensors")
+    with reg.open("k", tmp_path / "m.safetensors") as m:
+        t, again = m.tensors("pt"), m.tensors("pt")["a"]
+        assert t["b"].dtype == torch.bfloat16 and t["b"].tolist() == [0, 1, 2, 3, 4, 5]
+        assert torch.from_dlpack(t["b"]).data_ptr() == t["b"].data_ptr() and np.from_dlpack(again).sum() == 1 << 19
+        assert reg.status("k").private_bytes == 0
+        again[7] = 5
+        assert t["a"][7] == 5 and 0 < reg.status("k").private_bytes <= 2 << 20
+        assert m.tensors()["a"][7] == 1  # read-only views are of the shared pages
+        m.verify()
+    with onecopy.Registry(reg.dir) as other, other.get("k") as m:
+        assert m.tensors("pt")["a"][7] == 1 and other.status("k").private_bytes == 0
 
 
 def test_gradients_stay_possible(reg: onecopy.Registry) -> None:

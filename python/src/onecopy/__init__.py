@@ -157,12 +157,12 @@ def get_or_load(
             e is not None
             and e.version == version
             and (mode is None or mode == e.mode)
-            and _pread(e.fd, 8, e.offset) == e.word
+            and (e.fd < 0 or _pread(e.fd, 8, e.offset) == e.word)  # below 0: this process's own
         ):
             e.hits += 1
-            if e.hits & 1023 or not e.attachment.place.is_gone():
+            if e.hits & 1023 or e.fd < 0 or not e.attachment.place.is_gone():
                 return e.value  # type: ignore[no-any-return]
-    except (OSError, TypeError):  # a private object, descriptors closed, a key that is none
+    except (OSError, TypeError):  # descriptors closed, a key that is none
         pass
     return _default.get_or_load(  # type: ignore[no-any-return]
         key, loader, version=version, mode=mode, timeout=timeout, fallback=fallback, on_change=on_change
@@ -171,25 +171,12 @@ def get_or_load(
 
 async def aopen(key: str, path: str | _os.PathLike[str] | None = None, **options: Any) -> Model:
     """open() for asyncio: the wait is in a thread. Cancelling leaves the load running."""
-    return await _in_thread(_default.open, key, path, **options)
+    return await _default.aopen(key, path, **options)
 
 
 async def aget_or_load(key: str, loader: Callable[..., T], **options: Any) -> T:
     """get_or_load() for asyncio: a cached object at once, else in a thread."""
-    e = _cached.get(key)
-    if e is not None and _default._fresh(e, options.get("version"), options.get("mode")):
-        return e.value  # type: ignore[no-any-return]
-    return await _in_thread(_default.get_or_load, key, loader, **options)
-
-
-async def _in_thread(fn: Callable[..., T], *args: Any, **options: Any) -> T:
-    import asyncio
-    import contextvars
-    import functools
-
-    context = contextvars.copy_context()  # a loader that asks for a load is found out here too
-    call = functools.partial(context.run, fn, *args, **options)
-    return await asyncio.get_running_loop().run_in_executor(None, call)
+    return await _default.aget_or_load(key, loader, **options)  # type: ignore[no-any-return]
 
 
 def status(key: str) -> Status:

@@ -20,10 +20,18 @@ _RW = _sys.PROT_READ | _sys.PROT_WRITE
 
 class Writer:
     """Given to loaders that take one argument: it makes arrays that already lie in the segment,
-    so that a load needs one model of memory, not two."""
+    so that a load needs one model of memory, not two.
+
+    What the loader returns of them is part of the result without being copied; what it
+    does not return stays in the segment all the same. Children of fork may fill them, and
+    must have ended when the loader returns.
+    """
 
     def empty(self, shape: Any, dtype: Any = "float32") -> Any:
-        """A writable numpy array, zeroed; part of the result without being copied."""
+        """A writable numpy array, zeroed, at a multiple of 64 bytes of the segment.
+
+        shape: an int or a sequence of ints; dtype: whatever numpy.dtype takes. NoSpace.
+        """
         import numpy as np
 
         dt = np.dtype(dtype)
@@ -36,7 +44,7 @@ class Writer:
     zeros = empty
 
     def tensor(self, shape: Any, dtype: Any = None) -> Any:
-        """The same as a torch tensor."""
+        """The same as a torch tensor; dtype: a torch.dtype, default torch.get_default_dtype()."""
         import torch
 
         dtype = dtype or torch.get_default_dtype()

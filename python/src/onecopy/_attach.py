@@ -48,7 +48,6 @@ class Attachment:
         self.path = place.m.join(self.folder)
         self.index = {f.path: i for i, f in enumerate(man.files)}
         self.mapped: dict[tuple[int, bool], memoryview] = {}
-        self.known: object = None  # the source that it was compared with last
 
     def current(self) -> bool:
         """Whether this is still the published generation."""

@@ -14,7 +14,7 @@ from . import _sys
 from .errors import Error, Unsupported, Untrusted, from_os
 
 _DIR_FLAGS = os.O_RDONLY | getattr(os, "O_DIRECTORY", 0) | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_CLOEXEC", 0)
-_FILE_FLAGS = getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_CLOEXEC", 0)
+FILE_FLAGS = getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_CLOEXEC", 0)
 
 
 class Dir:
@@ -56,7 +56,7 @@ class Dir:
         OSError keeps its errno, so that callers can tell a missing file.
         """
         try:
-            fd = os.open(name, flags | _FILE_FLAGS, dir_fd=self.fd)
+            fd = os.open(name, flags | FILE_FLAGS, dir_fd=self.fd)
         except OSError as e:
             if e.errno == errno.ELOOP:
                 raise _untrusted(self.join(name), "is a symbolic link") from None

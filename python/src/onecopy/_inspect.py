@@ -29,7 +29,8 @@ class Status(NamedTuple):
     shared: whether this process uses it through the registry. backing: "shm", "source"
     (the source's own file), "private", or "" if this process does not use it. reason:
     why it is not shared. attempts: loaders that died in a row; retry_after: seconds
-    until the next is allowed. private_bytes: copied by writes to a mode "c" object.
+    until the next is allowed. private_bytes: copied by writes into a copy-on-write
+    mapping, of a mode "c" object or of tensors("pt").
     """
 
     key: str
@@ -239,14 +240,13 @@ def status(r: Registry, key: str) -> Status:
         why = e.text
     reason = r._fallen.get(key, "")
     cached = r._objects.get(key)
-    a = r._local.get(key)
-    if cached is not None and cached.attachment is None:
-        return Status(key, state, False, "private", cached.reason, gen, nbytes, cached.mode, 0, deaths, retry)
-    if cached is not None:
-        copied = private_bytes(cached.data)
-        return Status(key, state, True, "shm", "", gen, nbytes, cached.mode, copied, deaths, retry)
+    a = r._local.get(key) if cached is None else cached.attachment
+    mode = None if cached is None else cached.mode
+    if cached is not None and a is None:
+        return Status(key, state, False, "private", cached.reason, gen, nbytes, mode, 0, deaths, retry)
+    if a is not None and not (cached is None and reason):
+        copied = sum(private_bytes(view) for (_, private), view in list(a.mapped.items()) if private)
+        return Status(key, state, True, "shm", "", gen, nbytes, mode, copied, deaths, retry)
     if reason:
         return Status(key, state, False, "source", reason, gen, nbytes, None, 0, deaths, retry)
-    if a is not None:
-        return Status(key, state, True, "shm", "", gen, nbytes, None, 0, deaths, retry)
     return Status(key, state, False, "", why, gen, nbytes, None, 0, deaths, retry)

@@ -7,7 +7,6 @@ the process that took a lock unlocks it; a child of fork closes its copy.
 
 from __future__ import annotations
 
-import fcntl
 import os
 import stat
 import threading
@@ -15,10 +14,15 @@ import time
 from collections import deque
 
 from . import _sys
-from ._dir import Dir
+from ._dir import FILE_FLAGS, Dir
 from .errors import Timeout, Unsupported, Untrusted
 
-_FLAGS = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
+try:
+    import fcntl
+except ImportError:  # Windows, where nothing is shared and no lock taken
+    pass
+
+_FLAGS = os.O_RDONLY | FILE_FLAGS
 
 
 class Gone(Exception):

@@ -8,6 +8,7 @@ import warnings
 from collections.abc import Iterator, Mapping
 from types import TracebackType
 
+from ._names import check_path
 from .errors import Closed, InvalidPath, Unsupported, operation
 
 TYPE_CHECKING = False
@@ -98,9 +99,12 @@ class Model(os.PathLike[str]):
         """The path, as of any other path."""
         return self._path
 
-    def __truediv__(self, name: str) -> str:
-        """Path of a file of the model."""
-        return os.path.join(self._path, name)
+    def __truediv__(self, name: str | os.PathLike[str]) -> str:
+        """Path of a file or folder of the model. InvalidPath: a name with "..", an absolute one."""
+        rel = os.fspath(name)
+        with operation("path", self._key):
+            check_path(rel)
+        return os.path.join(self._path, rel)
 
     def __getitem__(self, name: str) -> memoryview:
         """The bytes of a file, read-only. InvalidPath (a KeyError elsewhere) if there is none."""

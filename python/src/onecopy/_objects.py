@@ -21,11 +21,13 @@ from collections.abc import Callable
 
 from . import _layout as L
 from . import _manifest as M
+from . import _sys
 from ._source import Plan, Source, quoted
-from .errors import Corrupt, Error, LoadFailed, NoSpace, SourceChanged
+from .errors import Corrupt, Error, LoadFailed, NoSpace, SourceChanged, from_os
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Iterator
     from typing import Any, NamedTuple
 
     from ._attach import Attachment
@@ -40,6 +42,7 @@ _BLOCK = struct.Struct("<QQQ")  # offset in data, length, what was cut off befor
 _TORCH = 1
 _ALIGN = 64
 _OUT_OF_BAND = 64 << 10
+_DEEPEST = 100  # how far down the culprit is looked for
 
 
 class _Block:
@@ -92,8 +95,8 @@ class _Pickler(pickle.Pickler):
         if isinstance(module, str):
             self.packages.add(module.partition(".")[0])
         np = sys.modules.get("numpy")
-        if np is not None and kind in (np.ndarray, np.memmap):
-            return self._ndarray(np, obj)
+        if np is not None and isinstance(obj, np.ndarray):
+            return self._ndarray(np, obj) if kind in (np.ndarray, np.memmap) else _subclass(np, obj)
         torch = sys.modules.get("torch")
         if torch is not None and hasattr(torch, "Tensor"):
             if isinstance(obj, torch.Tensor):
@@ -154,6 +157,19 @@ class _Pickler(pickle.Pickler):
         return _tensor, args
 
 
+def _subclass(np: Any, a: Any) -> Any:
+    """A masked array, record array, matrix: numpy's own way would copy it into the skeleton."""
+    kind, plain = type(a), np.ndarray
+    ma = sys.modules.get("numpy.ma")
+    if ma is not None and kind is ma.MaskedArray and a._baseclass is plain:
+        return _masked, (a.data, None if a.mask is ma.nomask else a.mask, a._fill_value, a.hardmask)
+    if any(getattr(kind, n) is not getattr(plain, n) for n in ("__reduce__", "__reduce_ex__", "__setstate__")):
+        return NotImplemented  # it knows better
+    if a.dtype.hasobject or not a.nbytes:
+        return NotImplemented
+    return _view, (a.view(plain), kind), a.__dict__ or None, None, None, _set_attributes
+
+
 def _span(a: Any) -> tuple[int, int]:
     """The range of addresses that an array's elements lie in."""
     low = high = a.__array_interface__["data"][0]
@@ -184,6 +200,17 @@ def _storage(*args: Any) -> Any:
 
 def _set_attributes(obj: Any, state: dict[str, Any]) -> None:
     obj.__dict__.update(state)
+
+
+def _view(base: Any, kind: type) -> Any:
+    return base.view(kind)
+
+
+def _masked(data: Any, mask: Any, fill_value: Any, hard: bool) -> Any:
+    from numpy import ma
+
+    kept = ma.nomask if mask is None else mask
+    return ma.MaskedArray(data, kept, copy=False, fill_value=fill_value, hard_mask=hard)
 
 
 class Dump(NamedTuple):
@@ -241,25 +268,46 @@ def dump(obj: object, arena: tuple[int, int] = (0, 0)) -> Dump:
 
 def _culprit(obj: object) -> str:
     """Names the innermost attribute or item that cannot be pickled."""
-    path, seen = type(obj).__name__, {id(obj)}
-    while True:
-        children: list[tuple[str, object]] = []
-        if isinstance(obj, dict):
-            children = [(f"[{k!r}]", v) for k, v in obj.items()]
-        elif isinstance(obj, (list, tuple)):
-            children = [(f"[{i}]", v) for i, v in enumerate(obj)]
-        children += [(f".{k}", v) for k, v in getattr(obj, "__dict__", {}).items()]
-        for name, child in children:
+    path, seen = type(obj).__name__, {id(obj): obj}
+    while len(seen) < _DEEPEST:
+        for name, child in _children(obj):
             if id(child) in seen:
                 continue
             try:
                 _Pickler(io.BytesIO()).dump(child)
             except Exception:
                 path, obj = path + name, child
-                seen.add(id(obj))
+                seen[id(obj)] = obj
                 break
         else:
-            return f"{path} ({type(obj).__name__})"
+            break
+    return f"{path} ({type(obj).__name__})"
+
+
+def _children(obj: object) -> Iterator[tuple[str, object]]:
+    """What an object's pickle consists of, with names."""
+    if isinstance(obj, type):
+        return
+    if isinstance(obj, dict):
+        yield from ((f"[{k!r}]", v) for k, v in obj.items())
+        yield from ((f" key {k!r}", k) for k in obj)
+    elif isinstance(obj, (list, tuple)):
+        yield from ((f"[{i}]", v) for i, v in enumerate(obj))
+    elif isinstance(obj, (set, frozenset)):
+        yield from ((f" element {v!r}", v) for v in obj)
+    yield from ((f".{k}", v) for k, v in getattr(obj, "__dict__", {}).items())
+    for kind in type(obj).__mro__:
+        slots = kind.__dict__.get("__slots__", ())
+        for k in (slots,) if isinstance(slots, str) else slots:
+            if hasattr(obj, k):
+                yield f".{k}", getattr(obj, k)
+    try:
+        reduced = obj.__reduce_ex__(5)
+    except Exception:
+        return
+    if isinstance(reduced, tuple) and isinstance(reduced[1], tuple):
+        yield from ((f"(argument {i})", v) for i, v in enumerate(reduced[1]))
+        yield from ((".__getstate__()", v) for v in reduced[2:3])
 
 
 class _Unpickler(pickle.Unpickler):
@@ -351,7 +399,6 @@ def parse(skeleton: memoryview, data_size: int) -> Parsed:
 class Object(NamedTuple):
     value: Any
     mode: str
-    data: memoryview  # the mapping, for counting privately copied bytes
 
 
 def load(a: Attachment, mode: str | None) -> Object:
@@ -364,15 +411,41 @@ def load(a: Attachment, mode: str | None) -> Object:
         # torch knows no read-only tensors: a write would kill the process.
         mode = "c" if parsed.torch else "r"
     data = a.file(DATA, private=mode == "c") if DATA in a.index else empty
-    views = [data[off : off + size] for off, size, _ in parsed.blocks]
-    first = len(views) - parsed.out_of_band
-    lows = [low for _, _, low in parsed.blocks]
-    up = _Unpickler(parsed.body, _Rebuild(views, lows), views[first:])
     if parsed.torch and mode == "r":
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", UserWarning)  # asked for: read-only tensors
-            return Object(up.load(), mode, data)
-    return Object(up.load(), mode, data)
+            return Object(_rebuild(parsed, data), mode)
+    return Object(_rebuild(parsed, data), mode)
+
+
+def _rebuild(parsed: Parsed, data: memoryview) -> Any:
+    views = [data[off : off + size] for off, size, _ in parsed.blocks]
+    first = len(views) - parsed.out_of_band
+    lows = [low for _, _, low in parsed.blocks]
+    try:
+        return _Unpickler(parsed.body, _Rebuild(views, lows), views[first:]).load()
+    except (Error, MemoryError):
+        raise
+    except Exception as e:
+        failed = LoadFailed(f"the load failed: the object cannot be rebuilt here: {type(e).__name__}: {e}")
+        failed.hint = (
+            "every process must find the object's classes and functions by the same names:"
+            " define them in a module, not in the script that is run"
+        )
+        raise failed from e
+
+
+def _rehearse(skeleton: bytes, size: int, fd: int) -> None:
+    """What cannot be rebuilt is not published: it would fail in every process."""
+    data = memoryview(b"")
+    if size:
+        prot, flags = _sys.PROT_READ | _sys.PROT_WRITE, _sys.MAP_PRIVATE | _sys.MAP_NORESERVE
+        try:
+            addr, base, whole = _sys.map_file(fd, 0, size, prot, flags)
+        except OSError as e:
+            raise from_os(e, "mmap", DATA) from e
+        data = memoryview(_sys.array(addr, size, base, whole)).cast("B")
+    _rebuild(parse(memoryview(skeleton), size), data)
 
 
 def version_of(package: str) -> str | None:
@@ -399,7 +472,6 @@ class ObjectSource(Source):
         if version is not None and not isinstance(version, str):
             raise TypeError(f"version: want str, not {type(version).__name__}")
         self.loader, self.version = loader, version or ""
-        self.token = ("object", self.version)
 
     def survey(self) -> Plan:
         return Plan(M.Origin(L.ORIGIN_FUNC, "", self.version, {}), [], [], 0)
@@ -443,6 +515,7 @@ class ObjectSource(Source):
                 p.abort()
             if d.size:
                 data_segment(load, arena, d.pieces, d.size)
+            _rehearse(d.skeleton, d.size, load.sealed[-1])
             del d, obj
         finally:
             arena.close()

@@ -58,14 +58,13 @@ loading: contextvars.ContextVar[bool] = contextvars.ContextVar("onecopy_loading"
 class Cached:
     """An object that this process has, and how to see that it is still the published one."""
 
-    __slots__ = ("attachment", "data", "fd", "hits", "mode", "offset", "reason", "value", "version", "word")
+    __slots__ = ("attachment", "fd", "hits", "mode", "offset", "reason", "value", "version", "word")
 
     def __init__(self, value: Any, version: str | None, mode: str) -> None:
         self.value, self.version, self.mode = value, version, mode
         self.fd, self.offset, self.word = -1, 0, b""
         self.hits = 0
         self.attachment: Any = None  # an Attachment
-        self.data = memoryview(b"")
         self.reason = ""
 
 
@@ -191,10 +190,9 @@ class Registry:
         return a
 
     def _accept(self, a: Attachment, source: Source) -> None:
-        """Compares the source with the generation, once per process."""
-        if source.on_change != "ignore" and (a.known is None or a.known != source.token):
+        """Compares the source with the generation: each time, because a source may change at any time."""
+        if source.on_change != "ignore":
             source.compare(a.manifest)
-            a.known = source.token
         self._count("bytes_saved", a.manifest.bytes)
 
     @staticmethod
@@ -241,19 +239,18 @@ class Registry:
                     place, key, source, deadline, self._load_timeout, self._threads, progress,
                     self._accept, self._attach, self._reload,
                 )  # fmt: skip
+                if job is not None:
+                    with self._mu:  # before the others look
+                        self._local[key] = a
+                        self._counts["loads"] += 1
+                        self._counts["takeovers"] += job.takeovers
+                        self._counts["bytes_loaded"] += a.manifest.bytes
             except (Again, Gone):
                 continue
             except Timeout:
                 raise self._who_loads(place, key) from None
             finally:
                 leave()
-            if job is not None:
-                a.known = source.token
-                with self._mu:
-                    self._local[key] = a
-                    self._counts["loads"] += 1
-                    self._counts["takeovers"] += job.takeovers
-                    self._counts["bytes_loaded"] += a.manifest.bytes
             return a, job
 
     @staticmethod
@@ -270,9 +267,12 @@ class Registry:
                     mine = self._flights[key] = threading.Event()
                     break
             self._count("waits")
-            left = None if deadline is None else max(0.0, deadline - time.monotonic())
+            # Not for ever: it may be a thread of that very loader that waits here.
+            left = self._load_timeout if deadline is None else max(0.0, deadline - time.monotonic())
             if not flight.wait(left):
-                raise Timeout()
+                raise Timeout(
+                    "timed out: context deadline exceeded: another thread of this process is loading it, or hangs"
+                )
             return None
 
         def leave() -> None:
@@ -356,7 +356,8 @@ class Registry:
             source = PathSource(path, on_change, replace)
             deadline = None if timeout is None else time.monotonic() + timeout
             try:
-                a, job = self._obtain(key, source, deadline, progress)
+                with operation("load", key):
+                    a, job = self._obtain(key, source, deadline, progress)
                 self._fallen.pop(key, None)
                 return Model(a, job is not None)
             except (NoSpace, TableFull, Untrusted, Unsupported, ReadOnly, errors.Limit, NoRegistry) as e:
@@ -376,7 +377,8 @@ class Registry:
         if key not in self._fallen:
             self._fallen[key] = e.text
             hint = f" ({e.hint})" if e.hint else ""
-            warnings.warn(f'onecopy: "{key}" is not shared: {e.text}{hint}; {instead}', RuntimeWarning, stacklevel=5)
+            text = f'onecopy: "{key}" is not shared: {e.text}{hint}; {instead}'
+            warnings.warn(text, RuntimeWarning, stacklevel=_outside())
 
     # Objects.
 
@@ -445,14 +447,14 @@ class Registry:
                 continue
             try:
                 e = self._build_object(key, source, mode, deadline, fallback)
+                e.version = version
+                with self._mu:  # before the others look
+                    old = self._objects.get(key)
+                    self._objects[key] = e
+                    if old is not None:
+                        self._counts["hits"] += old.hits
             finally:
                 leave()
-            e.version = version
-            with self._mu:
-                old = self._objects.get(key)
-                self._objects[key] = e
-                if old is not None:
-                    self._counts["hits"] += old.hits
             return e.value
 
     def _build_object(self, key: str, source: Any, mode: str | None, deadline: float | None, fallback: str) -> Cached:
@@ -462,10 +464,11 @@ class Registry:
         if fallback == "private":
             may_fall = (Unsupported, NoSpace, TableFull, Untrusted, ReadOnly, errors.Limit, NoRegistry)  # type: ignore[assignment]
         try:
-            self._trust_objects(self._each(lambda p: p))
-            a, _ = self._obtain(key, source, deadline, None)
-            self._trust_objects(a.place)
-            o = _objects.load(a, mode)
+            with operation("load", key):
+                self._trust_objects(self._each(lambda p: p))
+                a, _ = self._obtain(key, source, deadline, None)
+                self._trust_objects(a.place)
+                o = _objects.load(a, mode)
         except may_fall as e:
             if loading.get():
                 raise NestedLoad() from None
@@ -478,7 +481,7 @@ class Registry:
         self._fallen.pop(key, None)
         c = Cached(o.value, None, o.mode)
         c.fd, c.offset, c.word = a.place.fd, a.offset, a.word
-        c.attachment, c.data = a, o.data
+        c.attachment = a
         return c
 
     def _trust_objects(self, place: Place) -> None:
@@ -497,6 +500,57 @@ class Registry:
             if e is not None:
                 self._counts["hits"] += e.hits
             self._fallen.pop(key, None)
+
+    # For asyncio.
+
+    async def aopen(self, key: str, path: str | os.PathLike[str] | None = None, **options: Any) -> Model:
+        """open() for asyncio: the wait is in a thread. Cancelling leaves the load running."""
+        return await _in_thread(self.open, key, path, **options)
+
+    async def aget_or_load(self, key: str, loader: Callable[..., Any], **options: Any) -> Any:
+        """get_or_load() for asyncio: a cached object at once, else in a thread."""
+        e = self._objects.get(key) if isinstance(key, str) else None
+        if e is not None and self._fresh(e, options.get("version"), options.get("mode")):
+            return e.value
+        return await _in_thread(self.get_or_load, key, loader, **options)
+
+    # What the host decides.
+
+    def pin(self, key: str) -> None:
+        """Keeps the model of key from being evicted by the budget, a full table or its TTL, for all
+        processes. It survives a replacement and ends with unpin() or remove(). NotFound."""
+        self._edit("pin", key, 1)
+
+    def unpin(self, key: str) -> None:
+        """Undoes pin(). NotFound."""
+        self._edit("unpin", key, 0)
+
+    def set_ttl(self, key: str, seconds: float | None) -> None:
+        """Sets how long the model of key may be idle before it is removed: 0 is the registry's
+        default, None is for ever. It ends with remove(). NotFound."""
+        if seconds is not None and not 0 <= seconds < 1 << 33:
+            raise ValueError(f"seconds={seconds!r}: want a time from 0 on, or None")
+        self._edit("ttl", key, (1 << 64) - 1 if seconds is None else int(seconds * 1e9))
+
+    def _edit(self, op: str, key: str, value: int) -> None:
+        from . import _layout as L
+        from . import _table as T
+
+        hint, deadline = T.TTL if op == "ttl" else T.PIN, time.monotonic() + 10
+
+        def edit(p: Place) -> None:
+            with p.table("edit.lock-table", deadline) as t:
+                f = t.lookup(key)
+                if f is None or T.state_of(f.word) != L.READY:
+                    raise NotFound()
+                t.set_hint(f.slot, hint, value)
+
+        with operation(op, str(key)):
+            key = check_key(key)
+            try:
+                self._each(edit, create=False)
+            except NoRegistry:
+                raise NotFound() from None
 
     # Looking and cleaning.
 
@@ -587,6 +641,37 @@ class Registry:
 
 def _nothing() -> None:
     pass
+
+
+def _outside() -> int:
+    """The stacklevel, for a warning of the function that asks, of the line that called this package."""
+    level, frame = 1, sys._getframe(1)
+    while frame.f_back is not None and frame.f_globals.get("__package__") == __package__:
+        level, frame = level + 1, frame.f_back
+    return level
+
+
+async def _in_thread(fn: Callable[..., R], *args: Any, **options: Any) -> R:
+    import asyncio
+    import functools
+
+    context = contextvars.copy_context()  # a loader that asks for a load is found out here too
+    call = functools.partial(context.run, fn, *args, **options)
+    work = asyncio.get_running_loop().run_in_executor(None, call)
+    try:
+        return await asyncio.shield(work)
+    except asyncio.CancelledError:
+        work.add_done_callback(_drop)
+        raise
+
+
+def _drop(work: Any) -> None:
+    """Nobody waits for it any more: gives back what came, and asks for the exception."""
+    if not work.cancelled() and work.exception() is None:
+        from ._model import Model
+
+        if isinstance(work.result(), Model):
+            work.result().close()
 
 
 def _one_of(name: str, value: object, allowed: tuple[object, ...]) -> None:

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import ctypes
 import errno
-import fcntl
 import functools
 import os
 import threading
@@ -39,6 +38,7 @@ class WriterLeft(Error):
     """The kernel says that somebody can still write the file."""
 
     default = "a writer is left"
+    hint = "a child that the loader forked still has the memory: let it end before the loader returns"
 
 
 class Fill:
@@ -194,6 +194,8 @@ class Pending:
 
 def prove(fd: int, path: str) -> None:
     """Asks for a read lease: granted only while nobody has the file open or mapped for writing."""
+    import fcntl
+
     delay = 1e-4
     while True:
         try:
@@ -228,20 +230,27 @@ def _each_window(size: int, window: int, threads: int, work: Callable[[int, int]
             except BaseException as e:
                 errors.append(e)
 
-    helpers = [
-        threading.Thread(target=run, name="onecopy-load", daemon=True)
-        for _ in range(min(threads, (size + window - 1) // window) - 1)
-    ]
+    def help(done: threading.Event) -> None:
+        run()
+        done.set()
+
     started = []
     try:
-        for t in helpers:
-            t.start()
-            started.append(t)
+        for _ in range(min(threads, (size + window - 1) // window) - 1):
+            done = threading.Event()
+            threading.Thread(target=help, args=(done,), name="onecopy-load", daemon=True).start()
+            started.append(done)
         run()
     except BaseException as e:
         errors.append(e)
-    for t in started:
-        t.join()
+    # Whatever comes, KeyboardInterrupt too: nobody may still write to what the caller closes
+    # then. (Up to Python 3.12 Thread.join, once interrupted, takes the thread for ended.)
+    for done in started:
+        while not done.is_set():
+            try:
+                done.wait()
+            except BaseException as e:
+                errors.append(e)
     if errors:
         raise errors[0]
 

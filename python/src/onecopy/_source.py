@@ -33,13 +33,12 @@ class Plan(NamedTuple):
 
 
 class Source:
-    """What a load copies or calls. ``token`` tells two sources apart without looking at them."""
+    """What a load copies or calls."""
 
     def __init__(self, on_change: str, replace: bool = False) -> None:
         if on_change not in CHANGES:
             raise ValueError(f"on_change={on_change!r}: want one of {', '.join(CHANGES)}")
         self.on_change, self.replace = on_change, replace
-        self.token: object = None
 
     def survey(self) -> Plan:
         """Lists what will be copied; reads no contents."""
@@ -65,7 +64,6 @@ class PathSource(Source):
             raise TypeError(f"path: want str or os.PathLike, not {type(path).__name__}") from None
         if isinstance(self.path, bytes):
             self.path = os.fsdecode(self.path)
-        self.token = self.path
 
     def survey(self) -> Plan:
         path = os.path.abspath(self.path)

@@ -10,6 +10,7 @@ from __future__ import annotations
 import ctypes
 import errno
 import os
+import sys
 import weakref
 
 TYPE_CHECKING = False
@@ -26,20 +27,21 @@ MADV_DONTFORK, MADV_DONTDUMP, MADV_POPULATE_WRITE, MADV_COLLAPSE = 10, 16, 23, 2
 _AT_FDCWD, _AT_SYMLINK_FOLLOW, _AT_EMPTY_PATH = -100, 0x400, 0x1000
 TMPFS_MAGIC = 0x01021994
 
-_libc = ctypes.CDLL(None, use_errno=True)
-_mmap = _libc.mmap
-_mmap.restype = ctypes.c_void_p
-_mmap.argtypes = (
-    ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int, ctypes.c_int, ctypes.c_int, ctypes.c_int64,
-)  # fmt: skip
-_munmap = _libc.munmap
-_munmap.argtypes = (ctypes.c_void_p, ctypes.c_size_t)
-_madvise = _libc.madvise
-_madvise.argtypes = (ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int)
-_linkat = _libc.linkat
-_linkat.argtypes = (ctypes.c_int, ctypes.c_char_p, ctypes.c_int, ctypes.c_char_p, ctypes.c_int)
-_fstatfs = _libc.fstatfs
-_fstatfs.argtypes = (ctypes.c_int, ctypes.c_void_p)
+if sys.platform.startswith("linux"):  # elsewhere nothing of this is called
+    _libc = ctypes.CDLL(None, use_errno=True)
+    _mmap = _libc.mmap
+    _mmap.restype = ctypes.c_void_p
+    _mmap.argtypes = (
+        ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int, ctypes.c_int, ctypes.c_int, ctypes.c_int64,
+    )  # fmt: skip
+    _munmap = _libc.munmap
+    _munmap.argtypes = (ctypes.c_void_p, ctypes.c_size_t)
+    _madvise = _libc.madvise
+    _madvise.argtypes = (ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int)
+    _linkat = _libc.linkat
+    _linkat.argtypes = (ctypes.c_int, ctypes.c_char_p, ctypes.c_int, ctypes.c_char_p, ctypes.c_int)
+    _fstatfs = _libc.fstatfs
+    _fstatfs.argtypes = (ctypes.c_int, ctypes.c_void_p)
 _FAILED = ctypes.c_void_p(-1).value
 
 

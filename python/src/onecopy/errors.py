@@ -95,7 +95,7 @@ class Limit(Error):
 
 
 class ReadOnly(Error, PermissionError):
-    """The registry belongs to another user: it may be read here, not written."""
+    """The registry belongs to another user, or this one may make nothing here: it can at most be read."""
 
     default = "this user may read here, not write"
     hint = "load it as the user who owns the registry"
@@ -190,6 +190,8 @@ class LoadFailed(Error):
         super().__init__(text)
         self.args = (text,)
         self.deaths, self.retry_after = deaths, retry_after
+        if not deaths:
+            self.hint = ""  # the text says it all
 
 
 class NoSpace(Error):
@@ -275,7 +277,8 @@ def from_os(e: OSError, what: str, path: str) -> Error:
             f"{what} {path}: limit reached: no more mappings, or address space"
             f" (sysctl vm.max_map_count, ulimit -v, vm.overcommit_memory): {reason}"
         )
-    return Error(f"{what} {path}: {reason}")
+    denied = e.errno in (errno.EACCES, errno.EPERM, errno.EROFS)
+    return (ReadOnly if denied else Error)(f"{what} {path}: {reason}")
 
 
 class operation:
