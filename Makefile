@@ -83,12 +83,14 @@ python-extra: ## tests and recipes of the Python package with torch, transformer
 	ONECOPY_MODELS=$$(dirname "$$(scripts/fetch_model.py minilm)") ONECOPY_EXTRA="$(EXTRA)" \
 		bin/venv-extra/bin/python -m pytest -c python/pyproject.toml --rootdir examples/python examples/python -rs -s
 
-# The number of kills at each of the 61 named steps.
+# The number of kills at each of the 62 named steps, and how many steps are tried at a time.
 KILLS ?= 500
+SHARDS ?= 2
 
-python-kills: ## KILLS (500) Python processes killed with -9 at each named step (an hour)
+python-kills: ## KILLS (500) Python processes killed with -9 at each named step (half an hour), and docs/reports/python-kills.md
 	@test -x bin/venv/bin/python || scripts/test.sh python
-	cd python && ONECOPY_TEST_KILLS=$(KILLS) ../bin/venv/bin/python -m pytest -v tests/test_kills.py
+	cd python && seq $(SHARDS) | xargs -P $(SHARDS) -I {} env ONECOPY_TEST_KILLS=$(KILLS) ONECOPY_TEST_SHARD={}/$(SHARDS) \
+		ONECOPY_TEST_REPORT=../docs/reports/python-kills ../bin/venv/bin/python -m pytest -v tests/test_kills.py
 
 bench-tokens: ## fetch llama.cpp and a model, then measure tokens per second
 	scripts/fetch_llama.py

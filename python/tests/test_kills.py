@@ -1,8 +1,9 @@
 """kill -9 at every named step: whatever is left, another process finds or makes what it wants.
 
-ONECOPY_TEST_KILLS is the number of kills at each step (1). The process that is killed is
-forked from one that has imported everything and used nothing, because starting Python
-takes longer than all that it then does.
+ONECOPY_TEST_KILLS is the number of kills at each step (1), ONECOPY_TEST_SHARD=2/3 takes the
+second third of the steps, and ONECOPY_TEST_REPORT=PATH keeps PATH.json and PATH.md. The
+process that is killed is forked from one that has imported everything and used nothing,
+because starting Python takes longer than all that it then does.
 """
 
 from __future__ import annotations
@@ -11,10 +12,13 @@ import ast
 import contextlib
 import fcntl
 import gc
+import json
 import os
 import pathlib
+import platform
 import re
 import shutil
+import time
 from collections.abc import Iterator
 
 import numpy as np
@@ -25,6 +29,8 @@ from conftest import SRC, Proc
 from onecopy import _table as T
 
 KILLS = int(os.environ.get("ONECOPY_TEST_KILLS", "1"))
+SHARD = os.environ.get("ONECOPY_TEST_SHARD", "1/1")
+REPORT = os.environ.get("ONECOPY_TEST_REPORT")
 
 # A line of input is "STEP SKIP DIRECTORY PATH": a child does everything that has a named
 # step, and is killed when it comes to STEP for the SKIP+1st time. The answer is how it ended.
@@ -44,9 +50,11 @@ def fails(fn, kind=onecopy.Error):
     raise AssertionError("no error")
 
 def work(directory, path):
-    onecopy.Registry(directory + "-new", threads=1).open("file", path).close()
+    onecopy.Registry(directory + "-new", threads=1, slots=64).open("file", path).close()
     r = onecopy.Registry(directory, threads=1)
     r.open("file", path).close()
+    r.pin("file")
+    r.unpin("file")
     assert r.get_or_load("k", lambda: np.arange(1 << 16))[3] == 3
     r.get_or_load("w", lambda w: w.empty(1 << 18), on_change="replace")
     r.release("w")
@@ -135,6 +143,55 @@ AFTER = {
 LEASED = ("reclaim.try-shared", "reclaim.undo")  # by somebody who had opened it before
 
 
+def of_this_shard() -> list[str]:
+    number, _, of = SHARD.partition("/")
+    return steps()[int(number) - 1 :: int(of)]
+
+
+TEXT = """# Python processes killed at every named step
+
+Kept by `make python-kills`, which ran on {machine}: each row is of its own date.
+
+A process forks from one that has imported the package; the child opens a new registry, loads, replaces, pins, removes,
+fails, evicts and repairs, and kills itself with SIGKILL at the named step, at the first, second or third time that it
+comes there. After each kill another process opens the file's model and reads it, digests it again, gets the object,
+collects, and checks everything with data; nothing may be lost, left over or damaged.
+
+{total} kills at {count} steps; {bad}.
+
+| step | kills | sound afterwards | Python | date |
+| --- | ---: | ---: | --- | --- |
+"""
+
+
+def report(step: str, kills: int, ok: bool) -> None:
+    """Adds a step to the report; shards may run at the same time."""
+    if not REPORT:
+        return
+    with open(REPORT + ".json", "a+", encoding="utf-8") as f:
+        fcntl.flock(f, fcntl.LOCK_EX)
+        f.seek(0)
+        text = f.read()
+        rows = json.loads(text)["steps"] if text else {}
+        rows[step] = {
+            "kills": kills, "sound": kills if ok else kills - 1, "python": platform.python_version(),
+            "date": time.strftime("%Y-%m-%d"),
+        }  # fmt: skip
+        rows = {s: rows[s] for s in sorted(rows) if s in steps()}
+        f.truncate(0)
+        machine = f"{os.cpu_count()} processors, Linux {platform.release()} {platform.machine()}"
+        json.dump({"machine": machine, "steps": rows}, f, indent=1)
+        f.write("\n")
+        total, sound = (sum(r[k] for r in rows.values()) for k in ("kills", "sound"))
+        bad = (
+            "after each of them everything was sound" if total == sound else f"after {total - sound} not all was sound"
+        )
+        with open(REPORT + ".md", "w", encoding="utf-8") as md:
+            md.write(TEXT.format(machine=machine, total=total, count=len(rows), bad=bad))
+            for s, r in rows.items():
+                md.write(f"| {s} | {r['kills']} | {r['sound']} | {r['python']} | {r['date']} |\n")
+
+
 def test_steps_are_found() -> None:
     assert len(steps()) > 40 and "load.link-manifest" in steps() and "evict.rmdir" in steps()
 
@@ -162,7 +219,7 @@ def leases(directory: str) -> Iterator[None]:
             os.close(fd)
 
 
-@pytest.mark.parametrize("step", steps())
+@pytest.mark.parametrize("step", of_this_shard())
 def test_kill_at_every_step(shm: str, server: Proc, model: pathlib.Path, step: str) -> None:
     reg = onecopy.Registry(shm + "/r", threads=1, slots=64)
     reg.open("file", model).close()
@@ -176,10 +233,11 @@ def test_kill_at_every_step(shm: str, server: Proc, model: pathlib.Path, step: s
         server.go(f"{step} {skip} {reg.dir} {model}")
         return server.line()
 
-    kills = 0
-    for i in range(KILLS):
-        skip = i % 3 if step not in AFTER else 0
-        while True:
+    kills, times = 0, 1 if step in AFTER else 3  # that it comes to the step
+    ok = False
+    try:
+        while kills < KILLS:
+            skip = kills % times
             if step in AFTER:
                 first, n = AFTER[step].split()
                 assert run(first, int(n)) == KILLED
@@ -189,10 +247,11 @@ def test_kill_at_every_step(shm: str, server: Proc, model: pathlib.Path, step: s
             assert code == KILLED or skip, "the step was not reached"
             kills += code == KILLED
             sound(reg.dir, model)
-            if code == KILLED:
-                break
-            skip = 0
-    assert kills == KILLS
+            if code == DONE:
+                times = skip
+        ok = True
+    finally:
+        report(step, kills, ok)
 
 
 def sound(directory: str, model: pathlib.Path) -> None:
@@ -212,7 +271,7 @@ def sound(directory: str, model: pathlib.Path) -> None:
     fresh.close()
     new = directory + "-new"
     if os.path.exists(new):
-        with onecopy.Registry(new, threads=1) as r:
+        with onecopy.Registry(new, threads=1, slots=64) as r:
             r.open("file", model).close()
             assert r.check() == []
         shutil.rmtree(new)
