@@ -46,7 +46,7 @@ func (r *Registry) Check(ctx context.Context, opts CheckOptions) (ps []Problem, 
 			c.problems = nil
 			switch {
 			case errors.Is(err, context.DeadlineExceeded):
-				c.add("lock", "", p.w.Join(layout.TableLock), "", "the table lock could not be had for a second: %s holds it, and is stopped or hangs", c.tableHolder())
+				c.add("lock", "", p.w.Join(layout.TableLock), repairHolder, "the table lock could not be had for a second: %s holds it, and is stopped or hangs", c.tableHolder())
 			case errors.Is(err, ErrCorrupt), errors.Is(err, ErrVersion): // of all keys
 				c.problems = append(c.problems, Problem{Kind: "table", Path: p.v1.Join(layout.TableFile), Text: err.Error(), Repair: repairDelete})
 			}
@@ -106,7 +106,10 @@ func (c *checker) structure() error {
 			}
 			continue
 		}
-		c.add("leftover", "", c.p.top.Join(n), "remove it if nobody needs it", "belongs to no layout version")
+		c.add("leftover", "", c.p.top.Join(n), repairName, "belongs to no layout version")
+	}
+	if err := c.lockFiles(); err != nil {
+		return err
 	}
 	names, err := m.Names()
 	if err != nil {
@@ -165,7 +168,12 @@ func (c *checker) structure() error {
 		stem := layout.GenName(epoch, gen)
 		switch {
 		case ok && ext == layout.ManifestExt:
-			if f, _, err := m.Open(n); err == nil {
+			f, _, err := m.Open(n)
+			switch {
+			case notExist(err): // removed since
+			case err != nil:
+				c.add("leftover", "", m.Join(n), repairGC, "no slot names this generation: %v", err)
+			default:
 				if lockfile.TryExclusive(f) == nil {
 					c.add("leftover", "", m.Join(n), repairGC, "no slot names this generation and nobody leases it")
 				}
@@ -201,6 +209,10 @@ func (c *checker) generation(key string, gen uint64) {
 	name := layout.GenName(id.Epoch, gen)
 	man, err := c.p.manifest(gen)
 	if err != nil {
+		if errors.Is(err, ErrUntrusted) { // nothing here opens it, not even to remove it
+			c.add("manifest", key, m.Join(name+layout.ManifestExt), repairUnlink, "%v", err)
+			return
+		}
 		c.add("manifest", key, m.Join(name+layout.ManifestExt), repairReload, "%v", err)
 		return
 	}
@@ -224,9 +236,10 @@ func (c *checker) generation(key string, gen uint64) {
 		case st.Size != f.Size:
 			c.add("payload", key, m.Join(path), repairReload, "has %d bytes, published were %d", st.Size, f.Size)
 		case st.Mode&0o222 != 0:
-			c.add("payload", key, m.Join(path), "chmod a-w", "is writable (mode %#o)", st.Mode&0o777)
+			c.add("payload", key, m.Join(path), repairMode, "is writable (mode %#o)", st.Mode&0o777)
 		}
 	}
+	c.strangers(key, name, man)
 }
 
 // checkData digests the payload again, under a lease.

@@ -31,7 +31,7 @@ type host struct {
 
 func (h *host) open(r *Registry) error {
 	h.r = r
-	p, err := openPlace(r.dir, &r.opts, !r.opts.MustExist)
+	p, err := openPlace(r, !r.opts.MustExist)
 	if err != nil {
 		return err
 	}
@@ -87,7 +87,7 @@ func (h *host) here() (*place, error) {
 	if h.place.isGone() {
 		// Whoever only reads somebody else's registry must not make one in its
 		// place: the name is not his.
-		p, err := openPlace(h.r.dir, &h.r.opts, !h.r.opts.MustExist && h.place.mine)
+		p, err := openPlace(h.r, !h.r.opts.MustExist && h.place.mine)
 		if err != nil {
 			return nil, err
 		}

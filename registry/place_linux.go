@@ -39,6 +39,8 @@ type place struct {
 
 	mine bool // this process's user owns it
 
+	counts *localStats // of the Registry that has it open
+
 	refs atomic.Int64
 	gone atomic.Bool
 
@@ -59,14 +61,17 @@ var (
 	errAgain = errors.New("somebody loaded it")       // attach
 )
 
-// openPlace opens the registry in dir and, with create, makes what is missing.
+// openPlace opens the registry of r and, with create, makes what is missing.
 // Somebody may delete it again while it is being made.
-func openPlace(dir string, o *Options, create bool) (p *place, err error) {
+func openPlace(r *Registry, create bool) (p *place, err error) {
 	for range 100 {
-		p, err = openPlaceOnce(dir, o, create)
+		p, err = openPlaceOnce(r.dir, &r.opts, create)
 		if err == nil || !create || !errors.Is(err, fs.ErrNotExist) || errors.Is(err, ErrNoRegistry) {
 			break
 		}
+	}
+	if err == nil {
+		p.counts = &r.stats
 	}
 	return p, err
 }

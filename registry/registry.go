@@ -36,10 +36,14 @@ type Registry struct {
 		closed  bool
 	}
 
-	stats struct {
-		hits, misses, attaches, loads, waits, takeovers, replaced, fallbacks, retries atomic.Uint64
-		loadNanos, bytesLoaded, bytesSaved                                            atomic.Int64
-	}
+	stats localStats
+}
+
+// localStats is what this process counted.
+type localStats struct {
+	hits, misses, attaches, loads, waits, takeovers, replaced, fallbacks, retries atomic.Uint64
+	reclaimed, leftovers                                                          atomic.Uint64
+	loadNanos, bytesLoaded, bytesSaved                                            atomic.Int64
 }
 
 // flight is a load that one goroutine of this process runs and others wait for.

@@ -128,6 +128,13 @@ func (t *tx) free(slot int, w layout.Word) bool {
 	return true
 }
 
+// countReclaimed counts, here and for everybody, that a dead process's work was
+// finished or undone.
+func (t *tx) countReclaimed() {
+	t.Count(layout.CountReclaimed, 1)
+	t.p.counts.reclaimed.Add(1)
+}
+
 // buryStripe cleans up, as the holder of a load lock, after every loader that
 // died while it held that lock: whoever else has an unfinished load on the
 // stripe is dead. Deaths are counted per key; takeovers counts those of key.
@@ -173,7 +180,7 @@ func (t *tx) bury(slot int, w layout.Word) (gone []removal) {
 	_ = t.p.m.Unlink(name + layout.ManifestExt)
 	crashpoint.Hit("reclaim.unlink-dead-load")
 	t.free(slot, w)
-	t.Count(layout.CountReclaimed, 1)
+	t.countReclaimed()
 	crashpoint.Hit("reclaim.free")
 	if !t.hasFile(name) && !t.hasFile(name+layout.DigestsExt) {
 		return nil // what it had filled had no name yet, and is gone with it
@@ -198,6 +205,7 @@ func (t *tx) reclaim(slot int, w layout.Word) (gone []removal) {
 				sh.Close()
 				if shared == nil {
 					t.CompareAndSwap(slot, w, w.With(layout.Ready))
+					t.countReclaimed()
 					crashpoint.Hit("reclaim.undo")
 					return nil
 				}
@@ -213,7 +221,7 @@ func (t *tx) reclaim(slot int, w layout.Word) (gone []removal) {
 		_ = t.p.m.Unlink(name + layout.ManifestExt)
 	}
 	t.free(slot, w)
-	t.Count(layout.CountReclaimed, 1)
+	t.countReclaimed()
 	crashpoint.Hit("reclaim.free")
 	return []removal{{name, byReclaim}}
 }
@@ -559,6 +567,7 @@ func (t *tx) collect(report *GCReport) (gone []removal) {
 			crashpoint.Hit("collect.slot")
 		}
 	}
+	report.Reclaimed += t.undouble()
 	dead, buried := t.buryDead()
 	report.Reclaimed += buried
 	expired, keys := t.expire()
@@ -573,7 +582,52 @@ func (t *tx) collect(report *GCReport) (gone []removal) {
 	}
 	more := t.collectUnnamed(doomed, report)
 	t.Count(layout.CountLeftovers, uint64(len(more)))
+	t.p.counts.leftovers.Add(uint64(len(more)))
 	return append(gone, more...)
+}
+
+// undouble resets slots that name the key or the generation of another slot, which
+// only a stranger's bytes do. Of two the one stays whose manifest says what it says,
+// else the one with the higher generation.
+func (t *tx) undouble() (reset int) {
+	owner := map[any]int{} // of keys and generations
+	free := func(slot int) bool { return t.Word(slot).State() == layout.Free }
+	for _, slot := range t.used() {
+		key, ok := t.Key(slot)
+		if !ok || free(slot) {
+			continue
+		}
+		names := []any{key, t.Word(slot).Generation()}
+		for _, n := range names {
+			other, doubled := owner[n]
+			switch {
+			case !doubled || free(other) || free(slot):
+				continue
+			case t.outranks(slot, other):
+				t.Reset(other)
+			default:
+				t.Reset(slot)
+			}
+			reset++
+		}
+		if !free(slot) {
+			for _, n := range names {
+				owner[n] = slot
+			}
+		}
+	}
+	return reset
+}
+
+func (t *tx) outranks(a, b int) bool {
+	proven := func(slot int) bool {
+		man, err := t.p.manifest(t.Word(slot).Generation())
+		return err == nil && t.keyIs(slot, man.Key) && man.Generation == t.Word(slot).Generation()
+	}
+	if p := proven(a); p != proven(b) {
+		return p
+	}
+	return t.Word(a).Generation() > t.Word(b).Generation()
 }
 
 // collectUnnamed removes the manifests of all generations that no slot names and

@@ -8,6 +8,7 @@ func (r *Registry) localStats() Stats {
 		Hits: r.hits(), Misses: s.misses.Load(), Attaches: s.attaches.Load(), Loads: s.loads.Load(),
 		Waits: s.waits.Load(), Takeovers: s.takeovers.Load(), Replaced: s.replaced.Load(),
 		Fallbacks: s.fallbacks.Load(), Retries: s.retries.Load(),
+		Reclaimed: s.reclaimed.Load(), Leftovers: s.leftovers.Load(),
 		LoadTime: time.Duration(s.loadNanos.Load()), BytesLoaded: s.bytesLoaded.Load(), BytesSaved: s.bytesSaved.Load(),
 	}
 }

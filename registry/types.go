@@ -221,7 +221,9 @@ type Stats struct {
 	Takeovers   uint64 // loads begun after another loader died
 	Replaced    uint64
 	Fallbacks   uint64 // windows without 2 MiB pages
-	Retries     uint64 // look-ups begun again because the entry moved
+	Retries     uint64 // look-ups begun again because the entry moved or was locked for a moment
+	Reclaimed   uint64 // unfinished work of dead processes that this one ended
+	Leftovers   uint64 // files and folders without a slot that it removed
 	LoadTime    time.Duration
 	BytesLoaded int64
 	BytesSaved  int64 // bytes of models attached instead of loaded, and of further users of the same mapping

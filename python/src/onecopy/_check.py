@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
 _GC = "shmctl gc"
 _RELOAD = "shmctl rm KEY, then load it again"
+_HOLDER = "let the process that holds it go on, or end it: fuser PATH names it"
 
 
 class Problem(NamedTuple):
@@ -40,7 +41,7 @@ def check(r: Registry, p: Place, key: str | None, data: bool) -> list[Problem]:
             c.structure(t)
     except Timeout:
         c.add(
-            "lock", "", f"{p.v1.path}/{L.LOCKS_DIR}/{L.TABLE_LOCK}", "",
+            "lock", "", f"{p.v1.path}/{L.LOCKS_DIR}/{L.TABLE_LOCK}", _HOLDER,
             "the table lock could not be had for a second: a process that holds it is stopped or hangs",
         )  # fmt: skip
         c.structure(p.snapshot())
