@@ -1,7 +1,9 @@
 package registry
 
 import (
+	"fmt"
 	"slices"
+	"strings"
 	"testing"
 
 	"github.com/onecopy/onecopy/internal/crashpoint"
@@ -14,6 +16,7 @@ var partOf = map[string]struct{ point, because string }{
 	"acquire.word":     {"acquire.open-manifest", "one atomic load of a read-only mapping"},
 	"acquire.key":      {"acquire.open-manifest", "the look-up compares the key and loads the word"},
 	"acquire.recheck":  {"acquire.map", "one atomic load of a read-only mapping"},
+	"acquire.await":    {"acquire.open-manifest", "atomic loads of a read-only mapping, by somebody who holds nothing"},
 	"use.open-payload": {"acquire.map", "read-only mappings, which end with the process"},
 	"evict.word":       {"evict.lock-table", "the word is read once, under T"},
 	"evict.close":      {"evict.rmdir", "closing a descriptor leaves no trace"},
@@ -32,46 +35,76 @@ var codeOnly = map[string]string{
 // TestCrashSteps keeps the crash points of the code and the steps of the model
 // together: whoever adds one to either side says what it is on the other.
 func TestCrashSteps(t *testing.T) {
+	for _, problem := range compareSteps(crashpoint.Points, model.Steps) {
+		t.Error(problem)
+	}
+}
+
+func compareSteps(crashPoints []string, modelSteps []model.Step) (problems []string) {
+	bad := func(format string, args ...any) { problems = append(problems, fmt.Sprintf(format, args...)) }
 	points := map[string]bool{}
-	for _, p := range crashpoint.Points {
+	for _, p := range crashPoints {
 		points[p] = true
 	}
 	steps := map[string]bool{}
-	for _, s := range model.Steps {
+	for _, s := range modelSteps {
 		steps[s.Name] = true
 		part, listed := partOf[s.Name]
 		switch {
 		case s.ModelOnly && points[s.Name]:
-			t.Errorf("step %q exists in the model only, and is a crash point", s.Name)
+			bad("step %q exists in the model only, and is a crash point", s.Name)
 		case s.ModelOnly:
 		case points[s.Name] && listed:
-			t.Errorf("step %q is a crash point: take it out of partOf", s.Name)
+			bad("step %q is a crash point: take it out of partOf", s.Name)
 		case points[s.Name]:
 		case !listed:
-			t.Errorf("step %q of the model is no crash point: call crashpoint.Hit there, or list it in partOf", s.Name)
+			bad("step %q of the model is no crash point: call crashpoint.Hit there, or list it in partOf", s.Name)
 		case s.Lasting:
-			t.Errorf("step %q outlives the process: it needs a crash point of its own", s.Name)
+			bad("step %q outlives the process: it needs a crash point of its own", s.Name)
 		case !points[part.point] || part.because == "":
-			t.Errorf("step %q is part of %q, which is no crash point", s.Name, part.point)
+			bad("step %q is part of %q, which is no crash point", s.Name, part.point)
 		}
 	}
-	for _, p := range crashpoint.Points {
+	for _, p := range crashPoints {
 		why, listed := codeOnly[p]
 		switch {
 		case steps[p] && listed:
-			t.Errorf("crash point %q is a step of the model: take it out of codeOnly", p)
+			bad("crash point %q is a step of the model: take it out of codeOnly", p)
 		case !steps[p] && why == "":
-			t.Errorf("crash point %q is no step of the model: add one, or list it in codeOnly with the reason", p)
+			bad("crash point %q is no step of the model: add one, or list it in codeOnly with the reason", p)
 		}
 	}
 	for name := range partOf {
 		if !steps[name] {
-			t.Errorf("partOf: %q is no step of the model", name)
+			bad("partOf: %q is no step of the model", name)
 		}
 	}
 	for name := range codeOnly {
-		if !slices.Contains(crashpoint.Points, name) {
-			t.Errorf("codeOnly: %q is no crash point", name)
+		if !slices.Contains(crashPoints, name) {
+			bad("codeOnly: %q is no crash point", name)
 		}
 	}
+	return problems
+}
+
+// TestCrashStepsCatch takes each step from one side, and then adds one to it: the
+// comparison has to say so and to name it. Only what never was in the code, a step
+// of a removed rule, may go unnoticed.
+func TestCrashStepsCatch(t *testing.T) {
+	wantOne := func(problems []string, name string) {
+		t.Helper()
+		if !slices.ContainsFunc(problems, func(p string) bool { return strings.Contains(p, fmt.Sprintf("%q", name)) }) {
+			t.Errorf("%s: nothing is wrong but %q", name, problems)
+		}
+	}
+	for i, p := range crashpoint.Points {
+		wantOne(compareSteps(slices.Delete(slices.Clone(crashpoint.Points), i, i+1), model.Steps), p)
+	}
+	for i, s := range model.Steps {
+		if !s.ModelOnly {
+			wantOne(compareSteps(crashpoint.Points, slices.Delete(slices.Clone(model.Steps), i, i+1)), s.Name)
+		}
+	}
+	wantOne(compareSteps(append(slices.Clone(crashpoint.Points), "load.new"), model.Steps), "load.new")
+	wantOne(compareSteps(crashpoint.Points, append(slices.Clone(model.Steps), model.Step{Name: "load.new"})), "load.new")
 }

@@ -62,6 +62,7 @@ func generationConfigs() []Config {
 	gets := func(key uint8) genRole { return genRole{genGetter, key} }
 	replaces := func(key uint8) genRole { return genRole{genReplacer, key} }
 	undoes := func(key uint8) genRole { return genRole{genUndoer, key} }
+	foreign := func(key uint8) genRole { return genRole{genForeign, key} }
 	evicts, collects := genRole{kind: genEvictor}, genRole{kind: genCollector}
 	type roles = []genRole
 
@@ -77,6 +78,12 @@ func generationConfigs() []Config {
 		{Name: "gen: plain stores, replacer, evictor", Short: true, run: genConfig{P: roles{gets(1), replaces(1), evicts, collects}, Crash: 2, Plain: true}.run},
 		{Name: "gen: rollout undo", Short: true, run: genConfig{P: roles{gets(1), replaces(1), undoes(1)}, Crash: 2, Rest: 1}.run},
 		{Name: "gen: rollout undo + evictor", Short: true, run: genConfig{P: roles{gets(1), replaces(1), undoes(1), evicts}, Crash: 2}.run},
+
+		{Name: "gen: foreign user, replacer, outsider", Short: true, run: genConfig{P: roles{foreign(1), gets(1), replaces(1), evicts}, Crash: 2, Host: 1}.run},
+		{Name: "gen: foreign user, registry removed", Short: true, run: genConfig{P: roles{foreign(1), gets(1), replaces(1), collects}, Crash: 1, RmReg: 1}.run},
+		{Name: "gen: loads that evict, reader", Short: true, run: genConfig{P: roles{reads(1), gets(1), gets(2)}, Crash: 2, Rest: 1, Evict: true}.run},
+		{Name: "gen: loads that evict, replacer, collector", Short: true, run: genConfig{P: roles{replaces(1), gets(2), foreign(1), collects}, Crash: 2, Rest: 1, Evict: true}.run},
+		{Name: "gen: loads that evict, plain stores", Short: true, run: genConfig{P: roles{replaces(1), gets(2), reads(1), collects}, Crash: 2, Evict: true, Plain: true}.run},
 
 		{Name: "gen: rollout undo + evictor + collector", Big: true, run: genConfig{P: roles{gets(1), replaces(1), undoes(1), evicts, collects}, Crash: 1}.run},
 		{Name: "gen: 5 processes, all kinds", Big: true, run: genConfig{P: roles{reads(1), gets(1), replaces(1), evicts, collects}, Crash: 2, Rest: 1, Fail: true}.run},
@@ -97,6 +104,7 @@ func generationConfigs() []Config {
 		mutant("old generation removed without LOCK_EX", genRules{RetireBlind: true}),
 		mutant("collector removes without LOCK_EX", genRules{CollectBlind: true}),
 		mutant("retire without T, undo", genRules{RetireLate: true}, gets(1), replaces(1), undoes(1)),
+		Config{Name: "gen mutant: a load evicts without LOCK_EX", Expect: Broken, Short: true, run: genConfig{P: roles{reads(1), gets(1), gets(2)}, Crash: 2, Evict: true, genRules: genRules{EvictBlind: true}}.run},
 		mutant("undo trusts a linked manifest", genRules{UndoTrusts: true}, gets(1), replaces(1), undoes(1)),
 
 		Config{Name: "gen: redundant here: no word re-check after LOCK_SH", Short: true, run: genConfig{P: roles{reads(1), replaces(1), evicts, collects}, Crash: 2, Rest: 1, genRules: genRules{NoRecheck: true}}.run},

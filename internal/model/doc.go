@@ -10,7 +10,8 @@
 // generation.go is the protocol that registry/ implements: a model generation is
 // a manifest (its lock and mapping are the lease) and a folder of payload files
 // beside it; the slot carries a word (state and generation) and a key; a key can
-// be replaced while its old generation is leased.
+// be replaced while its old generation is leased. Loads evict to make room, another
+// user only reads and awaits loads, and a writer may have no compare-and-swap.
 //
 // segment.go is the older form of the same protocol, one file per generation with
 // its metadata in the slot. It stays because it covers more kinds of fault: forked

@@ -27,6 +27,7 @@ const (
 	genEvictor           // removes the slot's generation unless it is leased
 	genCollector         // finishes what the dead began, removes unnamed generations
 	genUndoer            // republishes the previous generation while it is resident
+	genForeign           // another user, who can only read: hit, or awaits a load that runs
 )
 
 func (k genKind) start() step {
@@ -118,6 +119,7 @@ type genConfig struct {
 	Host     uint8 // outsiders that take LOCK_EX for ever
 	Fail     bool  // ENOSPC, a failing loader
 	Plain    bool  // writers without compare-and-swap
+	Evict    bool  // a load makes room: it evicts the idle model of another key
 	maxGen   uint8 // generations per registry
 	genRules       // removed rules
 }
@@ -133,6 +135,7 @@ type genRules struct {
 	CollectBlind   bool // collector removes unnamed generations without LOCK_EX
 	RetireLate     bool // replacer retires the old generation without T and without looking at the slot
 	UndoTrusts     bool // undo takes a linked manifest for a complete generation
+	EvictBlind     bool // a generation is evicted without LOCK_EX
 }
 
 const genMaxGen = 3

@@ -65,6 +65,10 @@ func (m *genMove) miss(label string) {
 		return
 	}
 	m.clean()
+	if m.q.Kind == genForeign {
+		m.goTo(acqAwait, label+" -> miss, and nothing to load with")
+		return
+	}
 	m.goTo(loadLockKey, label+" -> load path")
 }
 
@@ -102,7 +106,7 @@ func (m *genMove) openRegistry() {
 		return
 	}
 	switch m.q.Kind {
-	case genReader, genEvictor, genCollector:
+	case genReader, genForeign, genEvictor, genCollector:
 		m.finish(gotNothing, "no registry")
 		return
 	}
@@ -194,6 +198,18 @@ func (m *genMove) acquire() {
 		}
 		np.Busy, np.Nm = 0, genName(q.Tb, q.W.Gen)
 		m.goTo(useOpen, "manifest ok, mmap: leased")
+	case acqAwait: // its own deadline may end it at any time
+		switch {
+		case m.gone:
+			m.reopen("registry gone")
+			return
+		case ts.Key != q.Key || ts.W.St != loading && ts.W.St != ready:
+			m.finish(gotError, "nobody loads it: typed error")
+			return
+		case ts.W.St == ready:
+			m.retry("READY: look up again")
+		}
+		m.finish(gotError, "deadline: typed error")
 	case useOpen: // the invariants are checked here, before and after payload is opened
 		if !s.D[q.Nm].Pay {
 			m.finish(gotError, "payload removed by a third party: typed error")
@@ -226,6 +242,11 @@ func (m *genMove) load() {
 			if i := s.D[genName(q.Tb, ts.W.Gen)].Man; i == 0 || s.Ino[i].Key != ts.Key || s.Ino[i].Tb != q.Tb {
 				tn.W.St = free
 				m.emit("READY without its manifest: FREE")
+				return
+			}
+			if ts.Key != q.Key && m.c.Evict {
+				np.W, np.Nm = ts.W, genName(q.Tb, ts.W.Gen)
+				m.goTo(evictOpen, "no room: evict another key's model")
 				return
 			}
 			if ts.Key != q.Key {

@@ -126,10 +126,17 @@ func (m *genMove) afterReclaim(label string) {
 	}
 }
 
-// evict removes the generation that the slot names, unless it is leased.
+// evict removes the generation that the slot names, unless it is leased. An evictor
+// comes for nothing else; a load makes room and then looks again.
 func (m *genMove) evict() {
 	s, n, np, q := m.was, &m.now, m.me, m.q
 	ts, tn := &s.Tab[q.Tb], &n.Tab[q.Tb]
+	load := q.Kind != genEvictor
+	giveUp := func(got outcome, label string) {
+		m.unlockTable()
+		m.unlockKey()
+		m.finish(got, label)
+	}
 	switch q.PC {
 	case evictWord:
 		if ts.W.St != ready {
@@ -141,15 +148,16 @@ func (m *genMove) evict() {
 	case evictLockTable: // T first; EX only tried, and only under T
 		m.lockTable(evictOpen, "LOCK_EX T")
 	case evictOpen:
-		if ts.W != q.W || m.gone {
-			m.unlockTable()
-			m.finish(gotNothing, "word moved: give up")
-			return
-		}
 		i := s.D[q.Nm].Man
-		if i == 0 {
-			m.unlockTable()
-			m.finish(gotNothing, "open ENOENT")
+		switch {
+		case load && (i == 0 || m.gone): // by a third party since it looked
+			m.goTo(loadLook, "manifest or registry gone: look again")
+			return
+		case ts.W != q.W || m.gone:
+			giveUp(gotNothing, "word moved: give up")
+			return
+		case i == 0:
+			giveUp(gotNothing, "open ENOENT")
 			return
 		}
 		np.Fd = i
@@ -157,9 +165,13 @@ func (m *genMove) evict() {
 		m.goTo(evictLockManifest, "open victim's manifest")
 	case evictLockManifest:
 		f := &n.Ino[q.Fd]
-		if f.SH|f.EX != 0 {
-			m.unlockTable()
-			m.finish(gotNothing, "LOCK_EX|NB refused: leased")
+		switch {
+		case f.SH|f.EX == 0 || m.c.EvictBlind:
+		case load:
+			giveUp(gotError, "LOCK_EX|NB refused: no room, typed error")
+			return
+		default:
+			giveUp(gotNothing, "LOCK_EX|NB refused: leased")
 			return
 		}
 		f.EX |= m.bit
@@ -191,6 +203,11 @@ func (m *genMove) evict() {
 		n.rmdir(q.Nm)
 		m.goTo(evictClose, "rmdir")
 	case evictClose:
+		if load {
+			m.clean()
+			m.goTo(loadLockTable, "close; there is room now")
+			return
+		}
 		m.finish(gotModel, "close")
 	}
 }

@@ -96,6 +96,7 @@ var stepConfigs = []genConfig{
 	{P: []genRole{{genGetter, 1}, {genReplacer, 1}, {kind: genCollector}}, Rm: 1, RmReg: 1},
 	{P: []genRole{{genReader, 1}, {genReplacer, 1}, {genReplacer, 1}, {kind: genCollector}}},
 	{P: []genRole{{genGetter, 1}, {genReplacer, 1}, {genUndoer, 1}, {kind: genEvictor}}, Crash: 1},
+	{P: []genRole{{genForeign, 1}, {genGetter, 1}, {genGetter, 2}}, Evict: true},
 }
 
 // watch explores c and calls saw for every step that is no fault.

@@ -28,6 +28,7 @@ const (
 	acqLease
 	acqRecheck
 	acqMap
+	acqAwait
 	useOpen
 	useRelease
 
@@ -116,6 +117,7 @@ var steps = [...]Step{
 	acqLease:   {Name: "acquire.lease", Does: "LOCK_SH|LOCK_NB on the manifest"},
 	acqRecheck: {Name: "acquire.recheck", Does: "load the slot word again under the lease"},
 	acqMap:     {Name: "acquire.map", Does: "fstat and validate the manifest, mmap it, close the descriptor"},
+	acqAwait:   {Name: "acquire.await", Does: "who can only read loads the word again until the load is over"},
 	useOpen:    {Name: "use.open-payload", Does: "open and map the payload files"},
 	useRelease: {Name: "use.release", Does: "munmap everything, which drops the lease"},
 
