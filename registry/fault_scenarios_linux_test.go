@@ -7,6 +7,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io/fs"
 	"os"
 	"slices"
 	"strings"
@@ -362,6 +363,24 @@ var faultScenarios = []faultScenario{
 			f.did("PlanGC", err)
 			_, err = f.r.Config()
 			f.did("Config", err)
+		},
+	},
+	{
+		name:    "look-closely",
+		prepare: func(t *testing.T, r *Registry) { loaded(t, r, "k", sized(2*mib+5)) },
+		act: func(f *faulted) {
+			_, err := f.r.HugePages("k")
+			f.did("HugePages", err)
+			_, err = f.r.Charges("keep")                                                     // a small one: a call for each page
+			if !errors.Is(err, errors.ErrUnsupported) && !errors.Is(err, fs.ErrPermission) { // for want of root
+				f.did("Charges", err)
+			}
+			_, err = f.r.Generations("k")
+			f.did("Generations", err)
+			_, err = f.r.Counters()
+			f.did("Counters", err)
+			_, err = f.r.Overview()
+			f.did("Overview", err)
 		},
 	},
 	{

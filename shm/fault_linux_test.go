@@ -41,6 +41,10 @@ var faultStories = []faultStory{
 		if did("Sub", err) {
 			defer sub.Close()
 			did("Mkdir", sub.Mkdir("deep", 0o700))
+			did("Chmod", os.Chmod(dir+"/made/sub", 0o500)) // the next one to open it repairs that
+			if again, err := d.Sub("sub", 0o700, true); did("Sub", err) {
+				again.Close()
+			}
 			if did("Create", sub.Create("deep/small", []byte("contents"), 0o444)) {
 				if f, _, err := sub.Open("deep/small"); did("Open", err) {
 					f.Close()
@@ -83,6 +87,7 @@ var faultStories = []faultStory{
 			return
 		}
 		defer d.Close()
+		tellGap(d, did)
 		for _, size := range []int64{storySize, -1} {
 			p, err := d.NewPending("written")
 			if !did("NewPending", err) {
@@ -104,6 +109,25 @@ var faultStories = []faultStory{
 			}
 		}
 	}},
+}
+
+// tellGap leaves a hole to Finish.
+func tellGap(d *Dir, did func(string, error) bool) {
+	p, err := d.NewPending("gap")
+	if !did("NewPending", err) {
+		return
+	}
+	defer p.Abort()
+	w, err := p.NewWriter(3*mib, &Fill{})
+	if !did("NewWriter", err) {
+		return
+	}
+	_, err = w.WriteAt([]byte("x"), 0)
+	did("Write", err)
+	_, err = w.WriteAt([]byte("x"), 2*mib)
+	did("Write", err)
+	_, err = w.Finish()
+	did("Finish", err)
 }
 
 // errOther says that a step succeeded with another result than it has to have.
