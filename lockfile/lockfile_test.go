@@ -591,3 +591,22 @@ func BenchmarkLockUnlock(b *testing.B) {
 		}
 	}
 }
+
+// A file that is replaced whenever somebody has locked it.
+func TestReplacedForEver(t *testing.T) {
+	path := newPath(t)
+	times := 0
+	h, err := lockfile.At(path).WaitUnless(func() bool {
+		times++
+		if err := os.Remove(path); err != nil {
+			t.Error(err)
+		}
+		return false
+	})
+	if h != nil || !errors.Is(err, lockfile.ErrGone) || !strings.Contains(err.Error(), "replaced") {
+		t.Errorf("%v, %v", h, err)
+	}
+	if times < 100 {
+		t.Errorf("gave up after %d times", times)
+	}
+}

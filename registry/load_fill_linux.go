@@ -165,9 +165,6 @@ func (l *loader) unchanged(src *os.File, want layout.ManifestFile) error {
 }
 
 func (l *loader) sourceErr(err error) error {
-	if errors.Is(err, ErrLimit) {
-		return err
-	}
 	return fmt.Errorf("%w: %w", ErrSource, err)
 }
 

@@ -33,11 +33,8 @@ func (s *Source) check() error {
 	return nil
 }
 
-// survey lists the source's files. It reads no contents.
+// survey lists the files of a source that was checked. It reads no contents.
 func (s *Source) survey() (*plan, error) {
-	if err := s.check(); err != nil {
-		return nil, err
-	}
 	if s.Load != nil {
 		return &plan{origin: layout.Origin{Kind: layout.OriginFunc, Version: s.Version, Environment: s.Environment}, bytes: s.Size}, nil
 	}

@@ -297,6 +297,11 @@ var foreign = child("foreign", func(args []string) error {
 		fmt.Println("waiting")
 		m, err := r.GetOrLoad(ctxb, key, small("1"))
 		a.note(m, err)
+	case "wait a moment":
+		ctx, cancel := contextFor(100)
+		defer cancel()
+		m, err := r.GetOrLoad(ctx, key, small("1"))
+		a.note(m, err)
 	case "replace":
 		src := small("2")
 		src.OnChange = ChangeReplace

@@ -97,6 +97,7 @@ func TestUseOfDamagedGenerations(t *testing.T) {
 	check("a folder in place of a file")
 	writeFile(t, filepath.Join(m.Path(), "a", "b", "foreign"), make([]byte, 30_000))
 	check("one more below")
+	removeFile(t, filepath.Join(m.Path(), "a", "b", "foreign"))
 	removeFile(t, genPath(r.Dir(), flat.Info(), layout.DigestsExt))
 	check("no digests")
 	removeFile(t, genPath(r.Dir(), flat.Info(), layout.ManifestExt))
