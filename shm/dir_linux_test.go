@@ -339,3 +339,13 @@ func TestErrorsOfLimits(t *testing.T) {
 		t.Errorf("%v", err)
 	}
 }
+
+func TestRelativePathWithoutAFolder(t *testing.T) {
+	dir := filepath.Join(t.TempDir(), "gone")
+	noErr(t, os.Mkdir(dir, 0o700))
+	t.Chdir(dir)
+	noErr(t, os.Remove(dir))
+	if d, err := OpenDir("registry", DirOptions{}); !errors.Is(err, os.ErrNotExist) {
+		t.Errorf("%v, %v", d, err)
+	}
+}

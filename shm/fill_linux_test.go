@@ -552,3 +552,21 @@ func TestFillStats(t *testing.T) {
 		t.Errorf("%+v, want %+v", got, want)
 	}
 }
+
+// The zeros that Finish writes into holes are asked for as well.
+func TestFinishIsRefusedTheZeros(t *testing.T) {
+	refused := errors.New("no more memory")
+	p := newPending(t, newDir(t))
+	w, err := p.NewWriter(3*mib, &Fill{Reserve: func(_ int64, again bool) error {
+		if again {
+			return refused
+		}
+		return nil
+	}})
+	noErr(t, err)
+	_, err = w.WriteAt([]byte("x"), 2*mib)
+	noErr(t, err)
+	if _, err := w.Finish(); !errors.Is(err, refused) {
+		t.Errorf("Finish: %v", err)
+	}
+}
