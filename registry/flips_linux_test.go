@@ -136,7 +136,8 @@ func TestEveryByteFlipped(t *testing.T) {
 		problems, err = r.Check(ctxb, CheckOptions{Data: true})
 		must(t, err)
 		for _, p := range problems {
-			if p.Repair != repairReload || p.Key == "" {
+			// A file's name in a manifest is a name too many in the folder.
+			if p.Repair != repairReload && p.Kind != "payload" || p.Key == "" {
 				t.Errorf("after GC: %+v", p)
 			} else if err := r.Remove(ctxb, p.Key); err != nil && !errors.Is(err, ErrNotFound) {
 				t.Errorf("Remove: %v", err)

@@ -34,6 +34,9 @@ var damages = map[string]struct {
 	"a generation that was never given out": {func(t *testing.T, r *Registry, a Info) {
 		setWord(t, r.Dir(), "a", layout.MakeWord(layout.Ready, 1<<40))
 	}, []string{"table: generation 1099511627776 was never given out", "manifest: missing although", "leftover: no slot names this generation"}},
+	"a generation counter that is used up": {func(t *testing.T, r *Registry, a Info) {
+		editTable(t, r.Dir(), func(e layout.Editor) { e.SetGeneration(layout.MaxGen) })
+	}, []string{"table: the generation counter says"}},
 	"two slots of one key": {func(t *testing.T, r *Registry, a Info) {
 		editTable(t, r.Dir(), func(e layout.Editor) { e.SetKey(slotOf(t, e, "b"), "a") })
 	}, []string{`table: key "a" is also in slot`, "table: leads to no slot", "table: the index does not lead to it", `manifest: describes key "b"`}},
