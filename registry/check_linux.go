@@ -40,7 +40,11 @@ func (r *Registry) Check(ctx context.Context, opts CheckOptions) (ps []Problem, 
 		defer cancel()
 		err := ErrReadOnly
 		if p.w != nil {
-			err = p.withTable(quick, "check.lock-table", func(*tx) error { return c.structure() })
+			err = p.withTable(quick, "check.lock-table", func(*tx) error {
+				err := c.structure()
+				c.findBusy()
+				return err
+			})
 		}
 		if err != nil && !errors.Is(err, errGone) && ctx.Err() == nil {
 			c.problems = nil
@@ -77,6 +81,7 @@ type checker struct {
 	only     string
 	problems []Problem
 
+	busy      map[uint64]bool      // READY generations that are locked exclusively; nil: not known
 	processes map[int]*procfs.Proc // that were asked about; nil: not there
 }
 

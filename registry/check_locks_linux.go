@@ -9,6 +9,8 @@ import (
 	"slices"
 	"time"
 
+	"golang.org/x/sys/unix"
+
 	"github.com/onecopy/onecopy/internal/layout"
 	"github.com/onecopy/onecopy/internal/procfs"
 	"github.com/onecopy/onecopy/lockfile"
@@ -18,6 +20,18 @@ import (
 // broken by that, but somebody has to be told who it is. As all that comes from
 // /proc this is for display; the kernel names the process that took a lock, which
 // may have handed it on.
+
+// findBusy finds, under T, where none of us locks a manifest exclusively, those that
+// are. A reader's lock of a moment is in nobody's way there.
+func (c *checker) findBusy() {
+	c.busy = map[uint64]bool{}
+	for slot := range c.p.table.Slots() {
+		w := c.p.table.Word(slot)
+		if w.State() == layout.Ready && c.p.staysLocked(layout.GenName(c.p.table.Identity().Epoch, w.Generation())+layout.ManifestExt) {
+			c.busy[w.Generation()] = true
+		}
+	}
+}
 
 // locks names who keeps a generation locked: exclusively, so that nobody can get
 // it, or shared and as another user, so that its memory stays.
@@ -36,7 +50,7 @@ func (c *checker) locks() {
 			ready[s.entries[i].Generation] = true
 		}
 	}
-	held := c.held()
+	held := locksOf()
 	gens := c.p.lookAt(c.p.withManifest(names, s), nil, false)
 	for _, gen := range slices.Sorted(maps.Keys(gens)) {
 		g := gens[gen]
@@ -44,15 +58,17 @@ func (c *checker) locks() {
 			continue
 		}
 		path := g.name + layout.ManifestExt
-		mine := held[g.id]
-		exclusive := !procfs.SeesEverybody() || slices.ContainsFunc(mine, func(l procfs.Lock) bool { return l.Exclusive })
-		if exclusive && ready[gen] && c.p.staysLocked(path) {
+		busy := c.busy[gen]
+		if c.busy == nil && (!procfs.SeesEverybody() || slices.ContainsFunc(held[g.id], isExclusive)) {
+			busy = c.p.staysLocked(path)
+		}
+		if busy && ready[gen] {
 			c.add("lock", g.man.Key, c.p.m.Join(path), "end that process; until then a load of the key replaces the model",
-				"locked exclusively by %s: nobody can get the model", c.holder(mine))
+				"locked exclusively by %s: nobody can get the model", c.holder(g.id))
 			continue
 		}
 		seen := map[int]bool{}
-		for _, l := range mine {
+		for _, l := range held[g.id] {
 			if !seen[l.PID] {
 				seen[l.PID] = true
 				c.foreign(g, l.PID)
@@ -61,8 +77,10 @@ func (c *checker) locks() {
 	}
 }
 
-// held are the locks that the kernel lists, by file.
-func (c *checker) held() map[procfs.FileID][]procfs.Lock {
+func isExclusive(l procfs.Lock) bool { return l.Exclusive }
+
+// locksOf are the locks that the kernel lists, by file.
+func locksOf() map[procfs.FileID][]procfs.Lock {
 	locks, _ := procfs.Locks()
 	held := map[procfs.FileID][]procfs.Lock{}
 	for _, l := range locks {
@@ -104,12 +122,12 @@ func (c *checker) process(pid int) (*procfs.Proc, bool) {
 // reader would try. An evictor or a collector holds it for a moment only.
 func (p *place) staysLocked(name string) bool {
 	for try := range 4 {
-		f, _, err := p.m.Open(name)
+		fd, _, err := p.m.OpenFD(name)
 		if err != nil {
 			return false
 		}
-		err = lockfile.TryShared(f)
-		f.Close()
+		err = lockfile.TrySharedFD(fd)
+		unix.Close(fd)
 		if !errors.Is(err, lockfile.ErrLocked) {
 			return false
 		}
@@ -122,23 +140,29 @@ func (p *place) staysLocked(name string) bool {
 func (c *checker) tableHolder() string {
 	st, err := c.p.w.Stat(layout.TableLock)
 	if err != nil {
-		return c.holder(nil)
+		return unseen
 	}
-	return c.holder(c.held()[fileOf(&st)])
+	return c.holder(fileOf(&st))
 }
 
-// holder names who took the exclusive one of the locks of a file.
-func (c *checker) holder(locks []procfs.Lock) string {
-	for _, l := range locks {
-		if !l.Exclusive {
-			continue
+const unseen = "a process that is not visible from here"
+
+// holder names who took the exclusive lock of a file. The kernel lists a page of
+// its locks at a time, and may leave one out when others come and go meanwhile.
+func (c *checker) holder(file procfs.FileID) string {
+	for range 10 {
+		for _, l := range locksOf()[file] {
+			if !l.Exclusive {
+				continue
+			}
+			if pr, ok := c.process(l.PID); ok {
+				return nameProcess(pr)
+			}
+			return fmt.Sprintf("pid %d", l.PID)
 		}
-		if pr, ok := c.process(l.PID); ok {
-			return nameProcess(pr)
-		}
-		return fmt.Sprintf("pid %d", l.PID)
+		time.Sleep(time.Millisecond)
 	}
-	return "a process that is not visible from here"
+	return unseen
 }
 
 func nameProcess(pr *procfs.Proc) string {

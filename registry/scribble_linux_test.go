@@ -224,7 +224,8 @@ var pesteredWorker = child("pestered", func(args []string) error {
 		_, _ = io.Copy(io.Discard, os.Stdin)
 		close(stop)
 	}()
-	for going := true; going; {
+	// Some rounds in any case, if only on what the scribbler has left.
+	for going, n := true, 0; going || n < 30; n++ {
 		select {
 		case <-stop:
 			going = false

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import gc
 import os
 import pathlib
@@ -640,3 +641,15 @@ def test_what_the_dead_left_makes_room_first(shm: str, model: pathlib.Path) -> N
     with pytest.raises(onecopy.NoSpace):
         reg.open("c", model, fallback="raise")
     assert [e.key for e in reg.entries()] == ["a", "b"] and reg.check() == []
+
+
+def test_a_name_that_is_taken_is_left_alone(reg: onecopy.Registry, model: pathlib.Path) -> None:
+    with reg.open("a", model) as m:
+        taken = pathlib.Path(os.path.dirname(os.path.dirname(m.path))) / f"{os.path.basename(os.path.dirname(m.path))[:17]}2.manifest"
+    taken.write_text("a stranger's")
+    with open(taken) as lease:
+        fcntl.flock(lease, fcntl.LOCK_SH)
+        with pytest.raises(errors.Error):
+            reg.open("b", model)
+        assert taken.read_text() == "a stranger's"
+        reg.open("b", model).close()

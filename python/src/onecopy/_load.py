@@ -303,9 +303,9 @@ class Loader:
         m, gen = self.place.m, self.man.stem
         perm = m.perm & 0o777
         folder = f"{gen}/{self.man.name}"
-        self.linked = True
         try:
             _sys.linkat(manifest, m.fd, gen + L.MANIFEST_EXT)
+            self.linked = True  # before, what had the name, if anything, was not ours to remove
             _crash.hit("load.link-manifest")
             _sys.linkat(digests, m.fd, gen + L.DIGESTS_EXT)
             _crash.hit("load.link-digests")
