@@ -4,10 +4,14 @@ package registry
 
 import (
 	"bytes"
+	"context"
 	"errors"
 	"log/slog"
+	"os"
+	"path/filepath"
 	"strings"
 	"testing"
+	"time"
 )
 
 // What is different where models are private to the process; all else is in the
@@ -81,4 +85,71 @@ func TestPrivateFolderIsTheSource(t *testing.T) {
 	if m.Path() == "" {
 		t.Error("no path")
 	}
+}
+
+// What makes no sense without sharing says so.
+func TestPrivateRegistriesHaveNoPolicy(t *testing.T) {
+	r := newRegistry(t, nil)
+	mustLoad(t, r, "k", small("1"))
+	for name, call := range map[string]func() error{
+		"Pin":         func() error { return r.Pin(ctxb, "k") },
+		"Unpin":       func() error { return r.Unpin(ctxb, "k") },
+		"SetTTL":      func() error { return r.SetTTL(ctxb, "k", time.Hour) },
+		"Touch":       func() error { return r.Touch(ctxb, "k") },
+		"Config":      func() error { _, err := r.Config(); return err },
+		"SetConfig":   func() error { return r.SetConfig(ctxb, Config{}) },
+		"Trim":        func() error { _, err := r.Trim(ctxb, 0); return err },
+		"PlanTrim":    func() error { _, err := r.PlanTrim(ctxb, 0); return err },
+		"PlanGC":      func() error { _, err := r.PlanGC(ctxb); return err },
+		"Rollout":     func() error { _, err := r.Rollout(ctxb, "k", small("2"), nil); return err },
+		"Undo":        func() error { return r.Undo(ctxb, "k") },
+		"Generations": func() error { _, err := r.Generations("k"); return err },
+		"Counters":    func() error { _, err := r.Counters(); return err },
+		"HugePages":   func() error { _, err := r.HugePages("k"); return err },
+		"Charges":     func() error { _, err := r.Charges("k"); return err },
+	} {
+		t.Run(name, func(t *testing.T) { wantErr(t, call(), errors.ErrUnsupported) })
+	}
+	if all, err := r.Overview(); err != nil || len(all.Entries) != 1 {
+		t.Errorf("%+v, %v", all, err)
+	}
+}
+
+func TestPrivateSourceThatChanges(t *testing.T) {
+	for name, change := range map[string]func(path string, cancel func()) error{
+		"removed": func(path string, _ func()) error { return os.Remove(path) },
+		"shorter": func(path string, _ func()) error { return os.Truncate(path, 1) },
+		"ended":   func(_ string, cancel func()) error { cancel(); return nil },
+	} {
+		t.Run(name, func(t *testing.T) {
+			r := newRegistry(t, nil)
+			ctx, cancel := context.WithCancel(ctxb)
+			defer cancel()
+			src := folderSource(t, map[string][]byte{"a": []byte("one"), "b": []byte("two")})
+			src.Progress = func(done, _ int64) {
+				if done == 3 {
+					if err := change(filepath.Join(src.Path, "b"), cancel); err != nil {
+						t.Error(err)
+					}
+				}
+			}
+			want := ErrSource
+			if name == "ended" {
+				want = context.Canceled
+			}
+			_, err := r.GetOrLoad(ctx, "k", src)
+			wantErr(t, err, want)
+		})
+	}
+}
+
+func TestPrivateBytesThatWereChanged(t *testing.T) {
+	r := newRegistry(t, nil)
+	m := mustLoad(t, r, "k", small("1"))
+	b, err := m.Bytes("w.bin")
+	if err != nil {
+		t.Fatal(err)
+	}
+	b[0]++
+	wantErr(t, m.Verify(ctxb), ErrCorrupt)
 }

@@ -358,3 +358,44 @@ func TestLoadUndoesADeadEviction(t *testing.T) {
 	}
 	noErr(t, again.Close())
 }
+
+// The manifest was locked when a load looked, by an evictor that looked at many
+// models, say, and is free when the load may replace the model: it is not replaced.
+func TestModelThatWasBusyForAMoment(t *testing.T) {
+	r := newRegistry(t, nil)
+	m := mustLoad(t, r, "k", small("1"))
+	noErr(t, m.Close())
+	manifest, err := os.Open(genPath(r.Dir(), m.Info(), layout.ManifestExt))
+	noErr(t, err)
+	defer manifest.Close()
+	noErr(t, unix.Flock(int(manifest.Fd()), unix.LOCK_EX))
+	table, err := os.Open(v1(r.Dir(), layout.LocksDir, layout.TableLock))
+	noErr(t, err)
+	defer table.Close()
+	noErr(t, unix.Flock(int(table.Fd()), unix.LOCK_EX))
+	result := make(chan *Model, 1)
+	go func() {
+		defer close(result)
+		again, err := r.GetOrLoad(ctxb, "k", small("1"))
+		if err != nil {
+			t.Error(err)
+			return
+		}
+		result <- again
+	}()
+	// Two looks, of four tries each; after the second one it wants the table lock.
+	for r.stats.retries.Load() < 6 {
+		time.Sleep(time.Millisecond)
+	}
+	time.Sleep(50 * time.Millisecond) // the last try; should it come later, it succeeds
+	noErr(t, unix.Flock(int(manifest.Fd()), unix.LOCK_UN))
+	noErr(t, unix.Flock(int(table.Fd()), unix.LOCK_UN))
+	again, ok := <-result
+	if !ok {
+		return
+	}
+	if again.Generation() != m.Generation() {
+		t.Errorf("replaced by generation %d", again.Generation())
+	}
+	noErr(t, again.Close())
+}
