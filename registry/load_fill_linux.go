@@ -58,7 +58,7 @@ func (l *loader) fillAll(ctx context.Context) error {
 	}
 	text, err := l.man.Encode()
 	if err != nil {
-		return err
+		return fmt.Errorf("%w: %w", ErrLimit, err) // names, version and environment are too long
 	}
 	manifest, err := l.small(ctx, layout.ManifestExt, text)
 	if err != nil {

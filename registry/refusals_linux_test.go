@@ -279,6 +279,15 @@ func TestSourceWithTooManyFiles(t *testing.T) {
 	wantErr(t, err, ErrLimit)
 }
 
+func TestManifestThatIsTooLarge(t *testing.T) {
+	r := newRegistry(t, nil)
+	_, err := r.GetOrLoad(ctxb, "k", Source{Version: strings.Repeat("v", layout.MaxManifest), Load: small("1").Load})
+	wantErr(t, err, ErrLimit)
+	if got := keysOf(t, r); got != "" {
+		t.Errorf("left: %s", got)
+	}
+}
+
 // A digests file that is whole, but of other bytes.
 func TestDigestsOfOtherBytes(t *testing.T) {
 	r := newRegistry(t, nil)
