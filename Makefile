@@ -1,6 +1,6 @@
 # make test is everything that CI runs; scripts/test.sh knows the single steps.
 .DEFAULT_GOAL := help
-.PHONY: help demo test build generate race crash torture mutants faults soak hostile fuzz model bench bench-peers bench-python bench-tokens bench-report python-extra python-kills overcommit rollouts binaries deb test-deb wheels test-wheels promtool manifests test-docker lint clean
+.PHONY: help demo test build generate race crash cover torture mutants faults soak hostile fuzz model bench bench-peers bench-python bench-tokens bench-report python-extra python-kills overcommit rollouts binaries deb test-deb wheels test-wheels promtool manifests test-docker lint clean
 
 help: ## what there is to make
 	@sed -n 's/^\([a-z-]*\):.*## /  make \1\t/p' Makefile | expand -t 21
@@ -35,6 +35,9 @@ torture: ## processes killed with -9 by the hundred thousand, for TIME (90m)
 mutants: ## put one bug after the other into the library; make torture has to find each within three minutes
 	go run -tags crashpoint ./internal/torture -mutants all -report docs/reports/mutants.md
 
+cover: ## what the tests reach, killed processes included (a quarter of an hour)
+	@scripts/cover.sh
+
 faults: ## every system call fails with every errno that it can have (ten minutes; FAULTS=N takes every N-th)
 	ONECOPY_FAULTS=$(or $(FAULTS),1) go test ./registry ./shm -run '^Test(Faults|BadDays)$$' -v -count=1 -timeout 3h
 
@@ -48,8 +51,8 @@ hostile: ## random bytes over a live registry, every byte flipped, the registry 
 fuzz: ## every fuzz target for FUZZTIME (1m)
 	@FUZZTIME=$${FUZZTIME:-1m} scripts/test.sh fuzz
 
-model: ## the protocol's model checker, default set (some minutes)
-	go run ./internal/model/cmd/modelcheck
+model: ## the protocol's model checker, default set (some minutes); MODEL=-all the big ones too (some GB)
+	go run ./internal/model/cmd/modelcheck $(MODEL)
 
 # The part to measure, and where the figures go: make bench PART="load micro".
 PART ?=

@@ -6,10 +6,12 @@ import (
 	"fmt"
 	"os"
 	"runtime"
+	"runtime/coverage"
 	"slices"
 	"strconv"
 	"sync/atomic"
 	"syscall"
+	"testing"
 	"time"
 )
 
@@ -55,10 +57,30 @@ func Hit(name string) {
 }
 
 func crash() {
+	saveCoverage()
 	must(syscall.Kill(os.Getpid(), syscall.SIGKILL))
 	for { // the signal is on its way; take no further step
 		time.Sleep(time.Hour)
 	}
+}
+
+// saveCoverage writes what a process has counted that was built to count what it
+// covers: nobody could after the signal. In other builds it does nothing.
+//
+// A test binary writes its counters only when it exits, so there an exit takes the
+// place of the signal, with the code that a shell gives to it. Like the signal it
+// runs no deferred call and leaves the rest to the kernel; but while it writes,
+// other goroutines go on.
+func saveCoverage() {
+	dir := os.Getenv("GOCOVERDIR")
+	if dir == "" {
+		return
+	}
+	if testing.CoverMode() != "" {
+		os.Exit(128 + int(syscall.SIGKILL))
+	}
+	_ = coverage.WriteMetaDir(dir) // an error, unless go build -cover made this binary
+	_ = coverage.WriteCountersDir(dir)
 }
 
 func stop() {

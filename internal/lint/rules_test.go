@@ -160,7 +160,7 @@ type banned struct {
 // print, exit and read the environment; the library may not.
 func program(dir string) bool {
 	return path.Base(dir) == "gen" ||
-		under(dir, "cmd", "bench", "demo", "examples", "internal/campaign", "internal/torture", "internal/proctest", "internal/faultinject", "internal/crashpoint", "internal/model")
+		under(dir, "cmd", "bench", "demo", "examples", "internal/campaign", "internal/torture", "internal/proctest", "internal/faultinject", "internal/crashpoint", "internal/model", "internal/uncovered")
 }
 
 func library(f *file) bool { return !f.test && !program(f.dir()) }
