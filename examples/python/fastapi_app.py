@@ -9,6 +9,7 @@ requests that are running keep the old one. WEIGHTS names a folder of safetensor
 
 from __future__ import annotations
 
+import asyncio
 import os
 
 import numpy as np
@@ -22,6 +23,7 @@ KEY = "example/fastapi"
 
 app = FastAPI()
 model: onecopy.Model | None = None
+attaching = asyncio.Lock()  # one request does it, the others wait
 added = Added()
 
 
@@ -29,13 +31,15 @@ async def current() -> onecopy.Model:
     """The published generation; views of the one before stay valid."""
     global model
     if model is None or model.stale:
-        with added:
-            new = await onecopy.aopen(KEY, PATH, on_change="ignore")
-            new.tensors()["weights"]
-        print(f"worker {os.getpid()}: generation {new.generation}, {added.share(new.nbytes)}", flush=True)
-        if model is not None:
-            model.close()
-        model = new
+        async with attaching:
+            if model is None or model.stale:
+                with added:
+                    new = await onecopy.aopen(KEY, PATH, on_change="ignore")
+                    new.tensors()["weights"]
+                print(f"worker {os.getpid()}: generation {new.generation}, {added.share(new.nbytes)}", flush=True)
+                if model is not None:
+                    model.close()
+                model = new
     return model
 
 
