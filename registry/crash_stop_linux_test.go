@@ -3,6 +3,7 @@
 package registry
 
 import (
+	"errors"
 	"path/filepath"
 	"testing"
 	"time"
@@ -176,5 +177,33 @@ func TestCrashNextLoadCollects(t *testing.T) {
 	}
 	if len(pic.Ready) != 3 {
 		t.Errorf("READY are %v", pic.Ready)
+	}
+}
+
+// plainReader: dir, key. It gets the model and says what it reads.
+var plainReader = child("plain-reader", func(args []string) error {
+	r, err := Open(args[0], nil)
+	if err != nil {
+		return err
+	}
+	var a foreignAnswer
+	m, err := r.Get(args[1])
+	a.note(m, err)
+	return errors.Join(say(a), r.Close())
+})
+
+// TestCrashReplacedAfterTheLease: between a reader's lease and its second look at
+// the slot the model is replaced. It looks up again and gets the new generation.
+func TestCrashReplacedAfterTheLease(t *testing.T) {
+	r := newRegistry(t, nil)
+	loadIdle(t, r, "k", small("1"))
+	reader := proctest.Env("ONECOPY_STOP_AT=acquire.lease").Start(t, plainReader, r.Dir(), "k")
+	reader.AwaitStop(t)
+	src := small("2")
+	src.Replace = true
+	noErr(t, mustLoad(t, r, "k", src).Close())
+	reader.Cont()
+	if a := lastWord[foreignAnswer](t, reader); a.Text != "weights 2" {
+		t.Errorf("%+v", a)
 	}
 }

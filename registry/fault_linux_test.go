@@ -91,8 +91,8 @@ func callOf(r faultinject.Rule) faultinject.Rule { r.Errno = 0; return r }
 func leastFaults(scenario string, rules []faultinject.Rule) map[faultinject.Rule]uint32 {
 	least := map[faultinject.Rule]uint32{}
 	for _, r := range rules {
-		if r.Errno == syscall.EINTR {
-			continue // is repeated
+		if r.Errno == syscall.EINTR || r.Call.Name == "flock" && r.Errno == syscall.EWOULDBLOCK {
+			continue // is repeated, or waited for, or means that somebody has the lock
 		}
 		h := faultHash(scenario, r)
 		if was, is := least[callOf(r)]; !is || h < was {
@@ -106,8 +106,8 @@ func leastFaults(scenario string, rules []faultinject.Rule) map[faultinject.Rule
 // each kind of call with each errno from its first one on.
 func faultRules(calls []faultinject.Call) (rules []faultinject.Rule) {
 	for _, c := range calls {
-		if c.N > 1 && strings.HasPrefix(c.Target, "process:") {
-			continue // processes come and go: who knows how many there are
+		if c.N > 1 && (strings.HasPrefix(c.Target, "process:") || c.Target == "kernel:locks") {
+			continue // processes and their locks come and go: who knows how many there are
 		}
 		for _, errno := range faultinject.Errnos(c) {
 			rules = append(rules, faultinject.Rule{Call: c, Errno: errno})

@@ -367,7 +367,7 @@ var faultScenarios = []faultScenario{
 	},
 	{
 		name:    "look-closely",
-		prepare: func(t *testing.T, r *Registry) { loaded(t, r, "k", sized(2*mib+5)) },
+		prepare: func(t *testing.T, r *Registry) { loaded(t, r, "k", sized(4*mib+5)) },
 		act: func(f *faulted) {
 			_, err := f.r.HugePages("k")
 			f.did("HugePages", err)

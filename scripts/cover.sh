@@ -36,7 +36,7 @@ measure() {
 	[[ $name == *$only* ]] || return 0
 	go test -c -cover -covermode=atomic -coverpkg=$packages -tags "$tags" -o "$out/$name.test" "./$dir" \
 		2> >(grep -v '^warning: no packages being tested' >&2)
-	if (cd "$dir" && GOCOVERDIR=$data "$out/$name.test" -test.gocoverdir="$data" -test.timeout=30m "$@" >"$out/$name.log" 2>&1); then
+	if (cd "$dir" && GOCOVERDIR=$data "$out/$name.test" -test.gocoverdir="$data" -test.timeout=2h "$@" >"$out/$name.log" 2>&1); then
 		printf '%-20s %4ds\n' "$name" $((SECONDS - start))
 	else
 		printf '%-20s %4ds  FAILED\n' "$name" $((SECONDS - start))
