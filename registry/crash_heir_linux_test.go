@@ -180,11 +180,11 @@ func TestCrashChildOfFork(t *testing.T) {
 			impatient := startCrew(t, s.dir) // gone before the locks are free, and does not get them late
 			if table {
 				keptT++
-				impatient.refused(t, "ErrTimeout", order{Do: "load", Key: "org/third", Source: s.new, Timeout: short})
+				impatient.refused(t, "ErrTimeout", order{Do: "load", Key: "org/third", Source: s.new, Timeout: short / 5})
 			}
 			if k {
 				keptK++
-				impatient.refused(t, "ErrTimeout", order{Do: "load", Key: keyModel, Source: s.new, Replace: true, Timeout: short})
+				impatient.refused(t, "ErrTimeout", order{Do: "load", Key: keyModel, Source: s.new, Replace: true, Timeout: short / 5})
 			}
 			if !table {
 				s.check(s.helper.must(t, order{Do: "load", Key: "org/third", Source: s.new}))

@@ -342,13 +342,18 @@ var lastBytes = child("last-bytes", func(args []string) error {
 	if err != nil {
 		return err
 	}
+	met := false
 	m, err := r.GetOrLoad(ctxb, args[1], one("w.bin", -1, func(f *FileWriter) error {
 		if err := fillUp(f, 6*mib); err != nil {
 			return err
 		}
+		met = true
 		proctest.Barrier(args[2], 2)
 		return fillUpAt(f, 6*mib, 10*mib)
 	}))
+	if !met { // it was refused even that: the other one need not wait for it
+		proctest.Barrier(args[2], 2)
+	}
 	if err := say(reportOf(err)); err != nil {
 		return err
 	}
