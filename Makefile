@@ -90,7 +90,7 @@ python-extra: ## tests and recipes of the Python package with torch, transformer
 KILLS ?= 500
 SHARDS ?= 2
 
-python-kills: ## KILLS (500) Python processes killed with -9 at each named step (half an hour), and docs/reports/python-kills.md
+python-kills: ## KILLS (500) Python processes killed with -9 at each named step (some minutes), and docs/reports/python-kills.md
 	@test -x bin/venv/bin/python || scripts/test.sh python
 	cd python && seq $(SHARDS) | xargs -P $(SHARDS) -I {} env ONECOPY_TEST_KILLS=$(KILLS) ONECOPY_TEST_SHARD={}/$(SHARDS) \
 		ONECOPY_TEST_REPORT=../docs/reports/python-kills ../bin/venv/bin/python -m pytest -v tests/test_kills.py

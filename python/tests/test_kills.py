@@ -234,7 +234,6 @@ def test_kill_at_every_step(shm: str, server: Proc, model: pathlib.Path, step: s
         return server.line()
 
     kills, times = 0, 1 if step in AFTER else 3  # that it comes to the step
-    ok = False
     try:
         while kills < KILLS:
             skip = kills % times
@@ -249,9 +248,13 @@ def test_kill_at_every_step(shm: str, server: Proc, model: pathlib.Path, step: s
             sound(reg.dir, model)
             if code == DONE:
                 times = skip
-        ok = True
-    finally:
-        report(step, kills, ok)
+    except Exception:
+        report(step, kills, False)
+        raise
+    except KeyboardInterrupt:
+        report(step, max(kills - 1, 0), True)  # as far as it came
+        raise
+    report(step, kills, True)
 
 
 def sound(directory: str, model: pathlib.Path) -> None:

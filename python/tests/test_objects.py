@@ -297,6 +297,34 @@ def test_a_class_that_this_process_does_not_find(reg: onecopy.Registry, monkeypa
     assert "in a module" in e.value.hint and other.status("k").state == "ready"
 
 
+class Restless(Box):
+    """Writes into its array when it is loaded."""
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        self.a[0] += 1
+
+
+class Mute:
+    """Says nothing, and cannot be pickled."""
+
+    def __init__(self) -> None:
+        self.lock = threading.Lock()
+
+    def __repr__(self) -> str:
+        raise ZeroDivisionError
+
+
+def test_objects_that_are_difficult(reg: onecopy.Registry) -> None:
+    with pytest.raises(onecopy.LoadFailed, match="ValueError: .* is read-only") as e:
+        reg.get_or_load("k", lambda: Restless(a=np.ones(100_000)))
+    assert 'mode="c"' in e.value.hint
+    got = reg.get_or_load("k", dict, mode="c")
+    assert got.a[0] == 2 and got.a[1] == 1 and reg.status("k").private_bytes > 0
+    with pytest.raises(onecopy.LoadFailed, match="set cannot be shared: TypeError"):
+        reg.get_or_load("set", lambda: {Mute()})
+
+
 def test_version_and_environment(reg: onecopy.Registry, monkeypatch: pytest.MonkeyPatch) -> None:
     def other() -> onecopy.Registry:
         return onecopy.Registry(reg.dir)

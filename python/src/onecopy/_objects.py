@@ -233,7 +233,10 @@ def dump(obj: object, arena: tuple[int, int] = (0, 0)) -> Dump:
     except (Error, MemoryError):
         raise
     except Exception as e:
-        where = _culprit(obj)
+        try:
+            where = _culprit(obj)
+        except Exception:  # a repr that raises
+            where = type(obj).__name__
         raise LoadFailed(f"the load failed: {where} cannot be shared: {type(e).__name__}: {e}") from e
     size = arena[1]
     pieces: list[tuple[int, Any]] = []
@@ -428,10 +431,13 @@ def _rebuild(parsed: Parsed, data: memoryview) -> Any:
         raise
     except Exception as e:
         failed = LoadFailed(f"the load failed: the object cannot be rebuilt here: {type(e).__name__}: {e}")
-        failed.hint = (
-            "every process must find the object's classes and functions by the same names:"
-            " define them in a module, not in the script that is run"
-        )
+        if data.readonly and "read-only" in str(e):
+            failed.hint = 'it writes into its own arrays when it is loaded: pass mode="c"'
+        else:
+            failed.hint = (
+                "every process must find the object's classes and functions by the same names:"
+                " define them in a module, not in the script that is run"
+            )
         raise failed from e
 
 
