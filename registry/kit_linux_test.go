@@ -39,6 +39,7 @@ func openRegistry(t testing.TB, dir string, opts *Options) *Registry {
 		if err := r.Close(); err != nil {
 			t.Errorf("Close: %v", err)
 		}
+		wantNothingOpen(t, dir) // the collector passes over a load lock that is being let go
 		wantSound(t, dir)
 		wantNothingOpen(t, dir)
 	})
