@@ -567,7 +567,6 @@ func (t *tx) collect(report *GCReport) (gone []removal) {
 			crashpoint.Hit("collect.slot")
 		}
 	}
-	report.Reclaimed += t.undouble()
 	dead, buried := t.buryDead()
 	report.Reclaimed += buried
 	expired, keys := t.expire()
@@ -584,50 +583,6 @@ func (t *tx) collect(report *GCReport) (gone []removal) {
 	t.Count(layout.CountLeftovers, uint64(len(more)))
 	t.p.counts.leftovers.Add(uint64(len(more)))
 	return append(gone, more...)
-}
-
-// undouble resets slots that name the key or the generation of another slot, which
-// only a stranger's bytes do. Of two the one stays whose manifest says what it says,
-// else the one with the higher generation.
-func (t *tx) undouble() (reset int) {
-	owner := map[any]int{} // of keys and generations
-	free := func(slot int) bool { return t.Word(slot).State() == layout.Free }
-	for _, slot := range t.used() {
-		key, ok := t.Key(slot)
-		if !ok || free(slot) {
-			continue
-		}
-		names := []any{key, t.Word(slot).Generation()}
-		for _, n := range names {
-			other, doubled := owner[n]
-			switch {
-			case !doubled || free(other) || free(slot):
-				continue
-			case t.outranks(slot, other):
-				t.Reset(other)
-			default:
-				t.Reset(slot)
-			}
-			reset++
-		}
-		if !free(slot) {
-			for _, n := range names {
-				owner[n] = slot
-			}
-		}
-	}
-	return reset
-}
-
-func (t *tx) outranks(a, b int) bool {
-	proven := func(slot int) bool {
-		man, err := t.p.manifest(t.Word(slot).Generation())
-		return err == nil && t.keyIs(slot, man.Key) && man.Generation == t.Word(slot).Generation()
-	}
-	if p := proven(a); p != proven(b) {
-		return p
-	}
-	return t.Word(a).Generation() > t.Word(b).Generation()
 }
 
 // collectUnnamed removes the manifests of all generations that no slot names and
