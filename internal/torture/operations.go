@@ -175,24 +175,8 @@ func init() {
 			w.kill("load.link-payload", "load-this", key)
 			return w.r.GetOrLoad(ctx, key, w.source(key, registry.ChangeIgnore))
 		},
-		"dead-replacer": func(w *worker, ctx context.Context) (*registry.Model, error) {
-			key := w.own()
-			if err := w.idle(ctx, key); err != nil {
-				return nil, err
-			}
-			w.kill("load.link-payload", "load-this", key)
-			_, err := w.r.GC(ctx)
-			return nil, err
-		},
-		"dead-remover": func(w *worker, ctx context.Context) (*registry.Model, error) {
-			key := w.own()
-			if err := w.idle(ctx, key); err != nil {
-				return nil, err
-			}
-			w.kill("evict.mark", "remove-this", key)
-			_, err := w.r.GC(ctx)
-			return nil, err
-		},
+		"dead-replacer": afterDeath("load.link-payload", "load-this"),
+		"dead-remover":  afterDeath("evict.mark", "remove-this"),
 		"late-lease": func(w *worker, ctx context.Context) (*registry.Model, error) {
 			key := w.own()
 			if err := w.idle(ctx, key); err != nil {
@@ -283,6 +267,19 @@ func init() {
 			}
 			return nil, nil
 		},
+	}
+}
+
+// afterDeath has another process die in an operation on an idle model, and collects.
+func afterDeath(step, name string) operation {
+	return func(w *worker, ctx context.Context) (*registry.Model, error) {
+		key := w.own()
+		if err := w.idle(ctx, key); err != nil {
+			return nil, err
+		}
+		w.kill(step, name, key)
+		_, err := w.r.GC(ctx)
+		return nil, err
 	}
 }
 
