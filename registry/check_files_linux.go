@@ -41,6 +41,11 @@ func (c *checker) lockFiles() error {
 // strangers looks for files in a generation's folder that are none of the model's:
 // memory that nobody uses.
 func (c *checker) strangers(key, gen string, man *layout.Manifest) {
+	if outer, err := c.p.m.Stat(gen); err == nil && len(c.problems) == 0 { // every file of the model is there
+		if inner, err := c.p.m.Stat(gen + "/" + man.Name); err == nil && holdsOnly(&outer, &inner, man) {
+			return
+		}
+	}
 	ours, folders := map[string]bool{}, map[string]bool{gen: true, gen + "/" + man.Name: true}
 	for _, f := range man.Files {
 		path := gen + "/" + man.Name + "/" + f.Path

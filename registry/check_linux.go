@@ -83,6 +83,8 @@ type checker struct {
 
 	busy      map[uint64]bool      // READY generations that are locked exclusively; nil: not known
 	processes map[int]*procfs.Proc // that were asked about; nil: not there
+
+	foreigners map[int]bool // processes of other users; false: of none
 }
 
 func (c *checker) add(kind, key, path, repair, text string, args ...any) {

@@ -24,12 +24,19 @@ import (
 // findBusy finds, under T, where none of us locks a manifest exclusively, those that
 // are. A reader's lock of a moment is in nobody's way there.
 func (c *checker) findBusy() {
-	c.busy = map[uint64]bool{}
+	var ready []uint64
 	for slot := range c.p.table.Slots() {
-		w := c.p.table.Word(slot)
-		if w.State() == layout.Ready && c.p.staysLocked(layout.GenName(c.p.table.Identity().Epoch, w.Generation())+layout.ManifestExt) {
-			c.busy[w.Generation()] = true
+		if w := c.p.table.Word(slot); w.State() == layout.Ready {
+			ready = append(ready, w.Generation())
 		}
+	}
+	epoch, busy := c.p.table.Identity().Epoch, make([]bool, len(ready))
+	parallel(len(ready), func(i int) {
+		busy[i] = c.p.staysLocked(layout.GenName(epoch, ready[i]) + layout.ManifestExt)
+	})
+	c.busy = map[uint64]bool{}
+	for i, gen := range ready {
+		c.busy[gen] = busy[i]
 	}
 }
 
@@ -93,14 +100,32 @@ func locksOf() map[procfs.FileID][]procfs.Lock {
 
 // foreign notes a lease of a user other than the one that writes.
 func (c *checker) foreign(g *generation, pid int) {
+	if c.only != "" && c.only != g.man.Key || !c.isForeign(pid) {
+		return
+	}
 	pr, ok := c.process(pid)
-	if !ok || pr.UID <= 0 || uint32(pr.UID) == c.p.top.Owner() || c.only != "" && c.only != g.man.Key {
+	if !ok {
 		return
 	}
 	c.problems = append(c.problems, Problem{
 		Kind: "lock", Key: g.man.Key, Path: c.p.m.Join(g.name + layout.ManifestExt), Note: true,
 		Text: "leased by " + nameProcess(pr) + ", another user: its memory stays until that process lets go",
 	})
+}
+
+// isForeign reports whether a process is that of a user other than the one that
+// writes, and root. Most are not, so only the user is asked for, once.
+func (c *checker) isForeign(pid int) bool {
+	foreign, known := c.foreigners[pid]
+	if !known {
+		uid, err := procfs.UID(pid)
+		foreign = err == nil && uid > 0 && uint32(uid) != c.p.top.Owner()
+		if c.foreigners == nil {
+			c.foreigners = map[int]bool{}
+		}
+		c.foreigners[pid] = foreign
+	}
+	return foreign
 }
 
 // process describes one, once.

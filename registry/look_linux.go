@@ -4,6 +4,7 @@ package registry
 
 import (
 	"runtime"
+	"slices"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -113,6 +114,13 @@ func sameFile(st, was *unix.Stat_t) bool {
 // included.
 const nameSize = 20
 
+// holdsOnly reports whether a generation's two directories have, by their sizes, as
+// many names as the manifest lists files. It says no if there are folders within.
+func holdsOnly(outer, inner *unix.Stat_t, man *layout.Manifest) bool {
+	return outer.Size == nameSize*3 && inner.Size == int64(nameSize*(2+len(man.Files))) &&
+		!slices.ContainsFunc(man.Files, func(f layout.ManifestFile) bool { return strings.Contains(f.Path, "/") })
+}
+
 // measure finds the generation's files and adds up their memory. It asks for
 // those that the manifest lists, and lists no directory: the sizes of the
 // directories tell whether there is anything else, or something is missing. If
@@ -134,14 +142,13 @@ func (p *place) measure(g *generation) {
 	folder := g.name + "/" + g.man.Name
 	outer, _ := add(g.name, unix.S_IFDIR)
 	inner, _ := add(folder, unix.S_IFDIR)
-	whole = whole && outer.Size == nameSize*3 && inner.Size == int64(nameSize*(2+len(g.man.Files)))
+	whole = whole && holdsOnly(&outer, &inner, g.man)
 	for i := range g.man.Files {
 		path := g.man.Files[i].Path
 		if st, ok := add(folder+"/"+path, unix.S_IFREG); ok {
 			sum += st.Blocks * 512
 			g.files = append(g.files, fileOf(&st))
 		}
-		whole = whole && strings.IndexByte(path, '/') < 0
 	}
 	if !whole {
 		sum = p.generationUsage(g.name)

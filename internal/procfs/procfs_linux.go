@@ -143,6 +143,16 @@ func (t tree) process(pid int) (Proc, error) {
 	return p, nil
 }
 
+// UID is the effective user of a process: the one thing that Process has to know of
+// many processes before it is worth asking for the rest.
+func UID(pid int) (int, error) { return host.uid(pid) }
+
+func (t tree) uid(pid int) (int, error) {
+	p := Proc{UID: -1}
+	err := lines(t.pidPath(pid, "status"), make([]byte, 4096), func(line []byte) { parseStatus(&p, line) })
+	return p.UID, err
+}
+
 // describe fills p from the process's directory.
 func (t tree) describe(dir *file, p *Proc, buf []byte, boot func() (time.Time, bool)) error {
 	stat, err := openAt(dir, "stat")

@@ -310,6 +310,9 @@ func TestProcess(t *testing.T) {
 	if p.PID != child || p.Command != "sleep 600" || p.UID != os.Geteuid() {
 		t.Errorf("%+v", p)
 	}
+	if uid, err := UID(child); err != nil || uid != p.UID {
+		t.Errorf("UID: %d, %v", uid, err)
+	}
 	if p.VmRSS <= 0 || p.VmPTE <= 0 {
 		t.Errorf("no memory: %+v", p)
 	}
@@ -334,6 +337,9 @@ func TestProcessGone(t *testing.T) {
 		}
 		if _, err := Resident(pid, nil); !errors.Is(err, fs.ErrNotExist) {
 			t.Errorf("Resident(%d): %v, want fs.ErrNotExist", pid, err)
+		}
+		if _, err := UID(pid); !errors.Is(err, fs.ErrNotExist) {
+			t.Errorf("UID(%d): %v, want fs.ErrNotExist", pid, err)
 		}
 	}
 }

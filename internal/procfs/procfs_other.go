@@ -16,6 +16,8 @@ func Resident(int, map[FileID]struct{}) (map[FileID]Residency, error) {
 
 func Process(int) (Proc, error) { return Proc{}, errors.ErrUnsupported }
 
+func UID(int) (int, error) { return -1, errors.ErrUnsupported }
+
 func PIDs() ([]int, error) { return nil, errors.ErrUnsupported }
 
 func BootID() (string, error) { return "", errors.ErrUnsupported }
