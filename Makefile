@@ -23,13 +23,13 @@ race: ## the tests of the shared-memory packages under the race detector
 crash: ## kill -9 at every named step
 	@scripts/test.sh crash
 
-# make torture TIME=5m PROCESSES=16 SEED=7; the seed of a run is in its report. Python workers take part if make
-# test has made their environment.
+# make torture TIME=5m PROCESSES=16 SEED=7, or KILLS=1000000 in place of TIME; the seed of a run is in its report.
+# Python workers take part if make test has made their environment.
 TIME ?= 90m
 
-torture: ## processes killed with -9 by the hundred thousand, for TIME (90m)
+torture: ## processes killed with -9 by the hundred thousand, for TIME (90m) or KILLS
 	go build -tags crashpoint -o bin/torture ./internal/torture
-	bin/torture -time $(TIME) -processes $(PROCESSES) $(if $(filter-out 0,$(SEED)),-seed $(SEED)) \
+	bin/torture $(if $(filter command,$(firstword $(origin KILLS))),-kills $(KILLS),-time $(TIME)) -processes $(PROCESSES) $(if $(filter-out 0,$(SEED)),-seed $(SEED)) \
 		$(if $(wildcard bin/venv/bin/python),-python bin/venv/bin/python) -report docs/reports/torture.md
 
 mutants: ## put one bug after the other into the library; make torture has to find each within three minutes

@@ -37,7 +37,7 @@ func (t *tx) candidates(not string) (vs []victim, pinned int64) {
 		if w.State() != layout.Ready {
 			continue
 		}
-		size := t.p.generationUsage(t.genName(w))
+		size := t.p.publishedUsage(t.genName(w))
 		switch {
 		case not != "" && t.keyIs(slot, not):
 		case t.Hint(slot, layout.HintPin) != 0:
@@ -86,6 +86,18 @@ func (p *place) generationUsage(name string) int64 {
 	return p.m.TreeUsage(name) + p.m.TreeUsage(name+layout.ManifestExt) + p.m.TreeUsage(name+layout.DigestsExt)
 }
 
+// publishedUsage is that of a READY generation, as usage found it last. Under T.
+func (p *place) publishedUsage(name string) (sum int64) {
+	for _, n := range []string{name, name + layout.ManifestExt, name + layout.DigestsExt} {
+		size, known := p.sizes[n]
+		if !known {
+			size = p.m.TreeUsage(n)
+		}
+		sum += size
+	}
+	return sum
+}
+
 // demand is what a registry's memory is used for.
 type demand struct {
 	linked   int64 // by all generations that have a name
@@ -97,10 +109,11 @@ type demand struct {
 // besides that of the key mine, whose load lock the caller holds ("" for none).
 // Reservations of dead loaders are cleared.
 func (t *tx) usage(mine string) (d demand) {
-	epoch, loading := t.Identity().Epoch, map[uint64]bool{}
+	epoch, loading, ready := t.Identity().Epoch, map[uint64]bool{}, map[uint64]bool{}
 	for _, slot := range t.used() {
 		r, promised := int64(t.Hint(slot, layout.HintReserved)), int64(t.Hint(slot, layout.HintPromised))
 		w := t.Word(slot)
+		ready[w.Generation()] = w.State() == layout.Ready
 		if r <= 0 && promised <= 0 && w.State() != layout.Loading {
 			continue
 		}
@@ -126,11 +139,25 @@ func (t *tx) usage(mine string) (d demand) {
 		t.SetHint(slot, layout.HintReserved, 0)
 	}
 	names, _ := t.p.m.Names()
+	// A load asks several times, and each time the whole machine waits for T.
+	sizes := make(map[string]int64, len(names))
 	for _, n := range names {
-		if e, gen, _, ok := layout.ParseGenName(n); !ok || e != epoch || !loading[gen] {
-			d.linked += t.p.m.TreeUsage(n)
+		e, gen, _, ok := layout.ParseGenName(n)
+		ours := ok && e == epoch
+		if ours && loading[gen] {
+			continue
 		}
+		size, known := t.p.sizes[n]
+		published := ours && ready[gen]
+		if !known || !published { // who removes it may be half-way
+			size = t.p.m.TreeUsage(n)
+		}
+		if published {
+			sizes[n] = size
+		}
+		d.linked += size
 	}
+	t.p.sizes = sizes
 	return d
 }
 

@@ -41,6 +41,8 @@ type place struct {
 
 	counts *localStats // of the Registry that has it open
 
+	sizes map[string]int64 // of published generations' names, which do not change. Under T
+
 	refs atomic.Int64
 	gone atomic.Bool
 

@@ -30,13 +30,13 @@ import (
 	"github.com/onecopy/onecopy/internal/crashpoint"
 )
 
-// Budgets that the models do not fit in: 24 of them need some 75 MiB, and those of
+// Budgets that the models do not fit in: 24 of them need some 50 MiB, and those of
 // single workers as much again. But there is room for what is leased, most of the
 // time, because an error that names all holders takes a while.
 const (
-	tmpfsSize    = 128 << 20
-	steadyBudget = 88 << 20
-	doomedBudget = 28 << 20
+	tmpfsSize    = 108 << 20
+	steadyBudget = 72 << 20
+	doomedBudget = 22 << 20
 )
 
 type options struct {

@@ -49,7 +49,7 @@ func piece(name string) (off, n int) {
 	v := h.Sum64()
 	n = 8<<10 + int(v%16)*9973
 	if key, _, _ := strings.Cut(name, "@"); big(key) {
-		n += 6 << 20
+		n += 4 << 20
 	}
 	return int(v>>8) % (poolSize - n), n
 }

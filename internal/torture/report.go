@@ -26,7 +26,7 @@ func (c *campaign) report() (ok bool, err error) {
 	line("# %d kills in %s", c.Kills, took)
 	line("")
 	line("Written by `make torture`, seed %d, on %s: %s, %d workers in %s.", c.seed, time.Now().Format(time.DateOnly), machine(), c.procs, language)
-	line("Models that need some 75 MiB, and as many of single workers, share budgets of %d and %d MiB on a tmpfs of %d MiB.", steadyBudget>>20, doomedBudget>>20, tmpfsSize>>20)
+	line("Models that need some 50 MiB, and as many of single workers, share budgets of %d and %d MiB on a tmpfs of %d MiB.", steadyBudget>>20, doomedBudget>>20, tmpfsSize>>20)
 	line("")
 	line("| what | |")
 	line("| --- | ---: |")

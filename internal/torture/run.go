@@ -25,8 +25,9 @@ import (
 )
 
 const (
-	roundTime = 10 * time.Second // between two audits
-	hungAfter = 2 * time.Minute  // a worker that lives longer hangs
+	firstRound = 10 * time.Second // before the first audit; later ones are rarer
+	longRound  = 30 * time.Second // between two audits
+	hungAfter  = 2 * time.Minute  // a worker that lives longer hangs
 )
 
 // campaign is one run.
@@ -120,7 +121,7 @@ func (c *campaign) over() bool {
 
 // round kills for a while, and returns when no worker is alive.
 func (c *campaign) round() {
-	until := time.Now().Add(roundTime)
+	until := time.Now().Add(min(max(firstRound, time.Since(c.began)/10), longRound))
 	var all sync.WaitGroup
 	for slot := range c.procs {
 		all.Add(1)
@@ -151,7 +152,7 @@ func (c *campaign) plan(slot int) (j job, rng *rand.Rand, python bool) {
 		j.Shift = rng.Int64N(30*24*3600) - min(3600, monotonic()/2e9)
 	}
 	j.Stop = j.Step != "" && rng.IntN(10) == 0
-	python = c.python != nil && !j.Stop && rng.IntN(4) == 0 && (j.Step == "" || c.python.steps[j.Step])
+	python = c.python != nil && !j.Stop && rng.IntN(6) == 0 && (j.Step == "" || c.python.steps[j.Step])
 	return j, rng, python
 }
 
