@@ -319,7 +319,7 @@ func (d *Dir) RemoveTree(name string) error {
 	return err
 }
 
-// Names lists the directory, in no order.
+// Names lists the directory, in no order. One that was removed has no names.
 func (d *Dir) Names() ([]string, error) {
 	// A second description: reading a directory moves its offset.
 	fd, err := openat(d.fd, ".", unix.O_RDONLY|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
@@ -328,7 +328,11 @@ func (d *Dir) Names() ([]string, error) {
 	}
 	f := os.NewFile(uintptr(fd), d.path)
 	defer f.Close()
-	return f.Readdirnames(-1)
+	names, err := f.Readdirnames(-1)
+	if errors.Is(err, fs.ErrNotExist) {
+		err = nil
+	}
+	return names, err
 }
 
 // TreeUsage is the memory that the files below name take, in bytes.

@@ -230,6 +230,14 @@ func TestNamesAndTreeUsage(t *testing.T) {
 	}
 }
 
+func TestNamesOfARemovedDirectory(t *testing.T) {
+	d := newDir(t)
+	noErr(t, os.Remove(d.Path()))
+	if names, err := d.Names(); err != nil || len(names) > 0 {
+		t.Errorf("%v, %v", names, err)
+	}
+}
+
 func TestRemoveTree(t *testing.T) {
 	d := newDir(t)
 	outside := t.TempDir()
