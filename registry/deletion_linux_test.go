@@ -10,7 +10,9 @@ import (
 	"io/fs"
 	"math/rand/v2"
 	"os"
+	"os/exec"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 	"testing"
@@ -417,4 +419,36 @@ func seedOf(t *testing.T) uint64 {
 	}
 	t.Logf("ONECOPY_SEED=%d", seed)
 	return seed
+}
+
+// While a process has the registry open systemd-tmpfiles keeps out, told to delete
+// everything below the registry, or below the folder that it lies in.
+func TestSystemdTmpfiles(t *testing.T) {
+	if _, err := exec.LookPath("systemd-tmpfiles"); err != nil {
+		t.Skip(err)
+	}
+	above := proctest.TmpRegistry(t)
+	must(t, os.Mkdir(above, 0o700))
+	dir := filepath.Join(above, "r")
+	r := openRegistry(t, dir, nil)
+	must(t, mustLoad(t, r, "k", small("w")).Close())
+	tree := func() (paths []string) {
+		must(t, filepath.WalkDir(dir, func(path string, _ fs.DirEntry, err error) error {
+			paths = append(paths, path)
+			return err
+		}))
+		return paths
+	}
+	before := tree()
+	for _, aged := range []string{dir, above} {
+		rule := filepath.Join(t.TempDir(), "rule.conf")
+		must(t, os.WriteFile(rule, fmt.Appendf(nil, "e %s - - - 0\n", aged), 0o600))
+		if out, err := exec.Command("systemd-tmpfiles", "--clean", rule).CombinedOutput(); err != nil {
+			t.Fatalf("%v\n%s", err, out)
+		}
+		if after := tree(); !slices.Equal(after, before) {
+			t.Errorf("%s was aged: %q, it was %q", aged, after, before)
+		}
+	}
+	wantBytes(t, mustGet(t, r, "k"), "w.bin", []byte("weights w"))
 }

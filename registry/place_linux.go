@@ -132,7 +132,7 @@ func openPlaceOnce(dir string, o *Options, create bool) (p *place, err error) {
 			_ = held.Unlock()
 		}
 	}
-	p.top.TryHold()
+	p.v1.TryHold()
 	p.refs.Store(1)
 	return p, nil
 }

@@ -107,7 +107,7 @@ func (a *app) exec(cmd *cobra.Command, l *loadFlags, path, key string, argv []st
 	}
 	env := setenv(a.env, "ONECOPY_PATH", dir)
 	env = setenv(env, "ONECOPY_KEY", key)
-	return execWith(file, args, env, lease)
+	return execWith(file, args, env, lease, r.Dir())
 }
 
 // modelFor opens the registry and attaches the model, loading it if path is

@@ -8,6 +8,6 @@ import (
 	"os"
 )
 
-func execWith(string, []string, []string, *os.File) error {
+func execWith(string, []string, []string, *os.File, string) error {
 	return fmt.Errorf("exec: %w", errors.ErrUnsupported)
 }

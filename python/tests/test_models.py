@@ -22,6 +22,11 @@ def mappings(text: str) -> int:
         return sum(text in line for line in f)
 
 
+def bind(path: pathlib.Path) -> None:
+    with socket.socket(socket.AF_UNIX) as s:
+        s.bind(str(path))
+
+
 def leased(r: onecopy.Registry, key: str) -> bool:
     return next(e.leased for e in r.entries() if e.key == key)
 
@@ -197,7 +202,7 @@ def test_bad_sources(reg: onecopy.Registry, tmp_path: pathlib.Path) -> None:
         "link to a folder": lambda p: p.symlink_to("/tmp"),
         "no such file": lambda p: p.symlink_to("/nowhere"),
         "not a valid path": lambda p: (p.parent / "a\\b").touch(),
-        "socket": lambda p: socket.socket(socket.AF_UNIX).bind(str(p)),
+        "socket": bind,
     }
     for text, make in cases.items():
         bad = d / "bad"

@@ -197,3 +197,14 @@ def test_a_copy_is_the_path(reg: onecopy.Registry, model: pathlib.Path) -> None:
         assert str(m) == f"{m}" == path and os.path.isdir(str(m)) and repr(m) != path
         for copied in (copy.copy(m), copy.deepcopy({"name": m})["name"], pickle.loads(pickle.dumps(m))):
             assert copied == path and type(copied) is str
+
+
+@pytest.mark.skipif(not shutil.which("systemd-tmpfiles"), reason="needs systemd-tmpfiles")
+def test_systemd_tmpfiles(shm: str, model: pathlib.Path, tmp_path: pathlib.Path) -> None:
+    with onecopy.Registry(shm) as reg:
+        reg.open("k", model).close()
+        before = sorted(pathlib.Path(shm).rglob("*"))
+        rule = tmp_path / "rule.conf"
+        rule.write_text(f"e {shm} - - - 0\n")
+        subprocess.run(["systemd-tmpfiles", "--clean", rule], check=True)
+        assert sorted(pathlib.Path(shm).rglob("*")) == before

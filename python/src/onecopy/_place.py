@@ -121,7 +121,7 @@ class Place:
             held = _locks.acquire(self.w, L.TABLE_LOCK, True, False)
             if held is not None:
                 held.unlock()
-        self.top.hold()
+        self.v1.hold()
 
     def _open_table(self) -> None:
         fd, st = self.v1.open(L.TABLE_FILE)
