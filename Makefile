@@ -31,6 +31,7 @@ torture: ## processes killed with -9 by the hundred thousand, for TIME (90m) or 
 	go build -tags crashpoint -o bin/torture ./internal/torture
 	bin/torture $(if $(filter command,$(firstword $(origin KILLS))),-kills $(KILLS),-time $(TIME)) -processes $(PROCESSES) $(if $(filter-out 0,$(SEED)),-seed $(SEED)) \
 		$(if $(wildcard bin/venv/bin/python),-python bin/venv/bin/python) -report docs/reports/torture.md
+	bin/torture -report docs/reports/torture.md -readme README.md
 
 mutants: ## put one bug after the other into the library; make torture has to find each within three minutes
 	go run -tags crashpoint ./internal/torture -mutants all -report docs/reports/mutants.md
@@ -47,6 +48,7 @@ soak: ## REPLACES (10,000) of a model while 15 processes attach, read and leave:
 hostile: ## random bytes over a live registry, every byte flipped, the registry deleted each second for a minute (ten minutes)
 	ONECOPY_SCRIBBLES=$(or $(SCRIBBLES),300000) ONECOPY_FLIPS=1 ONECOPY_DELETIONS=$(or $(DELETIONS),60) \
 		go test ./registry -run '^Test(Scribbler|EveryByteFlipped|DeletedAgainAndAgain)$$' -v -count=1 -timeout 2h
+	$(if $(wildcard bin/venv/bin/python),cd python && ONECOPY_TEST_SCRIBBLES=30000 ../bin/venv/bin/python -m pytest tests/test_scribble.py)
 
 fuzz: ## every fuzz target for FUZZTIME (1m)
 	@FUZZTIME=$${FUZZTIME:-1m} scripts/test.sh fuzz

@@ -62,7 +62,7 @@ func TestBench(t *testing.T) {
 	const size, modelSize = "6MB", 6e6
 	work, shm, out := t.TempDir(), sharedDir(t), t.TempDir()
 	readme, results := filepath.Join(out, "README.md"), filepath.Join(out, "bench.jsonl")
-	if err := os.WriteFile(readme, []byte("above\n"+markBench.begin()+"\nSTALE\n"+markBench.end()+"\nbelow\n"), 0o600); err != nil {
+	if err := os.WriteFile(readme, []byte("above\n"+markBench.Begin()+"\nSTALE\n"+markBench.End()+"\nbelow\n"), 0o600); err != nil {
 		t.Fatal(err)
 	}
 	var stdout, stderr bytes.Buffer
@@ -132,7 +132,7 @@ func TestBench(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if !strings.HasPrefix(string(page), "above\n"+markBench.begin()+"\n") || !strings.HasSuffix(string(page), markBench.end()+"\nbelow\n") ||
+	if !strings.HasPrefix(string(page), "above\n"+markBench.Begin()+"\n") || !strings.HasSuffix(string(page), markBench.End()+"\nbelow\n") ||
 		strings.Contains(string(page), "STALE") || !strings.Contains(string(page), "| onecopy |") {
 		t.Errorf("the page is not as it should be:\n%s", page)
 	}
@@ -236,7 +236,7 @@ func TestUsage(t *testing.T) {
 		t.Fatal(err)
 	}
 	var stderr bytes.Buffer
-	if code := run(t.Context(), []string{"--quick", "--readme", page}, new(bytes.Buffer), &stderr); code != 1 || !strings.Contains(stderr.String(), markBench.begin()) {
+	if code := run(t.Context(), []string{"--quick", "--readme", page}, new(bytes.Buffer), &stderr); code != 1 || !strings.Contains(stderr.String(), markBench.Begin()) {
 		t.Errorf("a page without marks: exit code %d, %s", code, &stderr)
 	}
 }

@@ -5,48 +5,26 @@ package main
 import (
 	"errors"
 	"fmt"
-	"os"
 	"slices"
 	"strings"
-)
 
-// mark names a generated part of a page: <!-- NAME:begin --> ... <!-- NAME:end -->.
-type mark string
+	"github.com/onecopy/onecopy/internal/marked"
+)
 
 const (
-	markBench   mark = "bench"
-	markTargets mark = "targets"
-	markFigures mark = "figures"
+	markBench   = marked.Part("bench")
+	markTargets = marked.Part("targets")
+	markFigures = marked.Part("figures")
 )
-
-func (m mark) begin() string { return "<!-- " + string(m) + ":begin -->" }
-func (m mark) end() string   { return "<!-- " + string(m) + ":end -->" }
-
-// replace replaces the text between the marks of a file; with no text it only looks for the marks.
-func (m mark) replace(path, text string) error {
-	old, err := os.ReadFile(path)
-	if err != nil {
-		return err
-	}
-	before, rest, ok1 := strings.Cut(string(old), m.begin())
-	_, after, ok2 := strings.Cut(rest, m.end())
-	if !ok1 || !ok2 {
-		return fmt.Errorf("%s has no %s ... %s", path, m.begin(), m.end())
-	}
-	if text == "" {
-		return nil
-	}
-	return os.WriteFile(path, []byte(before+m.begin()+"\n"+text+m.end()+after), 0o644)
-}
 
 // pages fails when a page that is to be written has no marks: before an hour of work, not after it.
 func (o options) pages() error {
 	var errs []error
 	if o.readme != "" {
-		errs = append(errs, markBench.replace(o.readme, ""))
+		errs = append(errs, markBench.Replace(o.readme, ""))
 	}
 	if o.performance != "" {
-		errs = append(errs, markTargets.replace(o.performance, ""), markFigures.replace(o.performance, ""))
+		errs = append(errs, markTargets.Replace(o.performance, ""), markFigures.Replace(o.performance, ""))
 	}
 	return errors.Join(errs...)
 }

@@ -19,7 +19,7 @@ import (
 func TestParts(t *testing.T) {
 	work, shm, out := t.TempDir(), sharedDir(t), t.TempDir()
 	lines, page, performance := filepath.Join(out, "bench.jsonl"), filepath.Join(out, "bench.md"), filepath.Join(out, "PERFORMANCE.md")
-	marks := "above\n" + markTargets.begin() + "\nSTALE\n" + markTargets.end() + "\nbetween\n" + markFigures.begin() + "\nSTALE\n" + markFigures.end() + "\nbelow\n"
+	marks := "above\n" + markTargets.Begin() + "\nSTALE\n" + markTargets.End() + "\nbetween\n" + markFigures.Begin() + "\nSTALE\n" + markFigures.End() + "\nbelow\n"
 	if err := os.WriteFile(performance, []byte(marks), 0o600); err != nil {
 		t.Fatal(err)
 	}

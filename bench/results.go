@@ -257,10 +257,10 @@ func (r *results) write(o options) error {
 		errs = append(errs, os.WriteFile(o.markdown, []byte(r.all()), 0o644))
 	}
 	if o.readme != "" && r.hasWorkers() {
-		errs = append(errs, markBench.replace(o.readme, r.readme()))
+		errs = append(errs, markBench.Replace(o.readme, r.readme()))
 	}
 	if o.performance != "" {
-		errs = append(errs, markTargets.replace(o.performance, r.targetGrid(true).markdown()+"\n"), markFigures.replace(o.performance, r.figures()))
+		errs = append(errs, markTargets.Replace(o.performance, r.targetGrid(true).markdown()+"\n"), markFigures.Replace(o.performance, r.figures()))
 	}
 	return errors.Join(errs...)
 }

@@ -73,14 +73,14 @@ var layers = []layer{
 	{folder: "internal", others: []string{xsys}},
 	{folder: "internal/doctor", own: []string{"shm", "internal/layout"}, others: []string{xsys}},
 	// Programs that try the whole, with an eye of their own on the bytes.
-	{folder: "internal/torture", own: []string{"registry", "internal/audit", "internal/layout", "internal/crashpoint"}, others: []string{xsys}},
+	{folder: "internal/torture", own: []string{"registry", "internal/audit", "internal/layout", "internal/crashpoint", "internal/marked"}, others: []string{xsys}},
 	{folder: "internal/campaign", own: []string{"registry", "internal/layout"}, others: []string{xsys}},
 	// An auditor shares the layout with what it audits, and no code that recovers.
 	{folder: "internal/audit", own: []string{"internal/layout", "internal/procfs"}, others: []string{xsys}},
 	{folder: "internal/scan", own: []string{"internal/procfs"}, others: []string{xsys}},
 	{folder: "metrics", own: []string{"registry"}},
 	{folder: "cmd", own: []string{"registry", "metrics", "internal/layout", "internal/doctor", "internal/scan"}},
-	{folder: "bench", own: []string{"registry", "internal/proctest"}},
+	{folder: "bench", own: []string{"registry", "internal/marked", "internal/proctest"}},
 	{folder: "demo", own: []string{"registry"}},
 	{folder: "examples", own: []string{"registry"}},
 }

@@ -73,7 +73,14 @@ func main() {
 	flag.StringVar(&o.python, "python", "", "interpreter for Python workers, which need xxhash; none: Go only")
 	flag.StringVar(&o.report, "report", "", "file for the report, in Markdown; default: the terminal, and torture-<seed>.md if anything was lost")
 	mutants := flag.String("mutants", "", "put one bug after the other into the library and see that each is found; \"all\", or a part of their names")
+	page := flag.String("readme", "", "put what the file of -report says into this page, and do nothing else")
 	flag.Parse()
+	if *page != "" {
+		if err := readme(o.report, *page); err != nil {
+			fail(err)
+		}
+		return
+	}
 	if *mutants != "" {
 		if err := hunt(o, *mutants); err != nil {
 			fail(err)
