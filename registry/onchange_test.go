@@ -146,6 +146,27 @@ func TestUnchangedSource(t *testing.T) {
 	}
 }
 
+// The bytes of a path need not be UTF-8, those of a version do.
+func TestSourceThatIsNotUTF8(t *testing.T) {
+	r := newRegistry(t, nil)
+	path := filepath.Join(t.TempDir(), "a\xff\xe2\x82")
+	writeFile(t, filepath.Join(path, "w.bin"), []byte("weights"))
+	writeFile(t, path+".bin", []byte("one file"))
+	m := mustLoad(t, r, "k", Source{Path: path})
+	forget(t, r)
+	if again := mustLoad(t, r, "k", Source{Path: path}); again.Generation() != m.Generation() {
+		t.Error("loaded again")
+	}
+	_, err := r.GetOrLoad(ctxb, "file", Source{Path: path + ".bin"})
+	wantErr(t, err, ErrSource, ErrPath)
+	for _, src := range []Source{{Version: "\xff"}, {Environment: map[string]string{"\xff": ""}}, {Environment: map[string]string{"lib": "\xff"}}} {
+		src.Load = small("1").Load
+		_, err := r.GetOrLoad(ctxb, "f", src)
+		wantErr(t, err, ErrSource)
+		wantText(t, err, `\xff`)
+	}
+}
+
 func TestChangedFunction(t *testing.T) {
 	base := func() Source {
 		s := small("1")

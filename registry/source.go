@@ -8,6 +8,7 @@ import (
 	"path/filepath"
 	"strings"
 	"time"
+	"unicode/utf8"
 
 	"github.com/onecopy/onecopy/internal/layout"
 )
@@ -29,9 +30,19 @@ func (s *Source) check() error {
 		return fmt.Errorf("%w: both a path and a load function", ErrSource)
 	case s.Size < 0:
 		return fmt.Errorf("%w: size %d", ErrSource, s.Size)
+	case !utf8.ValidString(s.Version):
+		return fmt.Errorf("%w: version %q is not UTF-8", ErrSource, clip(s.Version, 200))
+	}
+	for name, v := range s.Environment {
+		if !utf8.ValidString(name) || !utf8.ValidString(v) {
+			return fmt.Errorf("%w: environment %q, %q is not UTF-8", ErrSource, clip(name, 200), clip(v, 200))
+		}
 	}
 	return nil
 }
+
+// inManifest is a path as JSON keeps it: with U+FFFD for each byte that is not UTF-8.
+func inManifest(path string) string { return string([]rune(path)) }
 
 // survey lists the files of a source that was checked. It reads no contents.
 func (s *Source) survey() (*plan, error) {
@@ -141,7 +152,7 @@ func (p *plan) changed(man *layout.Manifest) error {
 			}
 		}
 		return nil
-	case was.Path != now.Path:
+	case inManifest(was.Path) != inManifest(now.Path):
 		return differ("path", was.Path, now.Path)
 	}
 	loaded := make(map[string]layout.ManifestFile, len(man.Files))

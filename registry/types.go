@@ -39,7 +39,7 @@ type Source struct {
 
 	// Load writes the model's files. It runs in the calling goroutine, once per
 	// machine, and must not load another model (ErrNestedLoad). What it made is
-	// identified by Version and Environment.
+	// identified by Version and Environment, which must be UTF-8.
 	Load        func(ctx context.Context, w *Writer) error
 	Version     string
 	Environment map[string]string
@@ -67,7 +67,7 @@ type File struct {
 // Origin says where a generation came from.
 type Origin struct {
 	Kind        string // "path" or "func"
-	Path        string // real path of the source
+	Path        string // real path of the source, with U+FFFD for what is not UTF-8
 	Version     string
 	Environment map[string]string
 }

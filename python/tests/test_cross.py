@@ -49,6 +49,22 @@ def test_go_loads_python_reads(reg: onecopy.Registry, ctl: Ctl, tmp_path: pathli
         reg.get("org/k")
 
 
+def test_source_whose_path_is_not_utf8(reg: onecopy.Registry, ctl: Ctl, tmp_path: pathlib.Path) -> None:
+    folder = os.fsencode(tmp_path) + b"/a\xff\xe2\x82"
+    os.mkdir(folder)
+    pathlib.Path(os.fsdecode(folder), "w.bin").write_bytes(b"weights")
+    ctl("load", "go", os.fsdecode(folder))
+    assert "already present" in ctl("load", "go", os.fsdecode(folder)).stdout
+    with reg.open("python", folder) as m, reg.open("go", folder) as n:
+        assert m.loaded and not n.loaded
+    assert "already present" in ctl("load", "python", os.fsdecode(folder)).stdout
+    pathlib.Path(os.fsdecode(folder + b"/\xff")).touch()
+    with pytest.raises(onecopy.SourceFailed, match="not UTF-8"):
+        reg.open("file", folder)
+    with pytest.raises(ValueError, match="surrogates"):
+        reg.get_or_load("v", dict, version="\udcff")
+
+
 def test_python_loads_go_reads(reg: onecopy.Registry, ctl: Ctl, tmp_path: pathlib.Path) -> None:
     (tmp_path / "f.bin").write_bytes(os.urandom((9 << 20) + 5))
     reg.open("k", tmp_path / "f.bin").close()

@@ -477,6 +477,8 @@ class ObjectSource(Source):
             raise TypeError(f"loader: want a callable, not {type(loader).__name__}")
         if version is not None and not isinstance(version, str):
             raise TypeError(f"version: want str, not {type(version).__name__}")
+        if version is not None and any("\ud800" <= c <= "\udfff" for c in version):
+            raise ValueError(f"version={version!r}: has surrogates, which no UTF-8 has")
         self.loader, self.version = loader, version or ""
 
     def survey(self) -> Plan:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import stat
 import time
 
@@ -74,7 +75,8 @@ class PathSource(Source):
             reason = (os.strerror(e.errno).lower() if isinstance(e, OSError) and e.errno else str(e)).lower()
             err = SourceFailed(f"source failed: stat {path}: {reason}")
             raise err from e
-        plan = Plan(M.Origin(L.ORIGIN_PATH, real), [], [], 0)
+        # As the library in Go has it: with U+FFFD for each byte that is not UTF-8.
+        plan = Plan(M.Origin(L.ORIGIN_PATH, re.sub("[\ud800-\udfff]", "\ufffd", real)), [], [], 0)
         if not stat.S_ISDIR(st.st_mode):
             # The name as given: in a Hugging Face cache the real name is a hash.
             _add(plan, os.path.basename(path), real, st)
