@@ -87,7 +87,7 @@ torture() {
 	local python=bin/venv/bin/python
 	[ -x $python ] || python=
 	go build -tags crashpoint -o bin/torture ./internal/torture || return
-	bin/torture -time "${TORTURE:-100s}" ${python:+-python $python} && return
+	bin/torture -time "${TORTURE:-115s}" ${python:+-python $python} && return
 	[ $? = 77 ] && skip 'a tmpfs of our own needs root, or user namespaces'
 }
 
@@ -98,7 +98,7 @@ fuzz() {
 	local file target status=0
 	while IFS=: read -r file target; do
 		echo "$target in $(dirname "$file")"
-		go test -run '^$' -fuzz "^$target\$" -fuzztime "${FUZZTIME:-20000x}" -fuzzminimizetime 10x "./$(dirname "$file")" || status=1
+		go test -run '^$' -fuzz "^$target\$" -fuzztime "${FUZZTIME:-40000x}" -fuzzminimizetime 10x "./$(dirname "$file")" || status=1
 	done < <(grep -rnoE --include='*_test.go' '^func Fuzz[A-Za-z0-9_]+' . |
 		sed -E 's|^\./||; s|:[0-9]+:func |:|' | sort)
 	return $status
