@@ -203,6 +203,9 @@ func (a *Auditor) Look(leased map[uint64]bool) (pic Picture, problems []string) 
 	})
 	for _, l := range locks {
 		path, ours := files[l.File()]
+		if path == v1 && !l.Exclusive {
+			continue // of whoever has it open, against systemd-tmpfiles
+		}
 		if gen, ok := manifests[l.File()]; ours && (!ok || !leased[gen] || l.Exclusive || l.Waiting) {
 			bad("lock on %s: %+v", path, l)
 		}
