@@ -1,6 +1,7 @@
 """A process of the same user writes random bytes over a live registry: denial, never wrong bytes.
 
-registry/scribble_linux_test.go does it to the library in Go. ONECOPY_TEST_SCRIBBLES sets how often.
+registry/scribble_linux_test.go does it to the library in Go. make hostile runs this one: ONECOPY_TEST_SCRIBBLES says
+how often it writes.
 """
 
 from __future__ import annotations
@@ -11,6 +12,8 @@ import random
 import subprocess
 import time
 from typing import Any
+
+import pytest
 
 import onecopy
 from onecopy import _layout as L
@@ -78,6 +81,7 @@ def scribble(top: pathlib.Path, rng: random.Random) -> None:
         return  # removed meanwhile, or none there
 
 
+@pytest.mark.skipif("ONECOPY_TEST_SCRIBBLES" not in os.environ, reason="ONECOPY_TEST_SCRIBBLES is not set")
 def test_scribbler(shm: str, tmp_path: pathlib.Path, start: Any, shmctl: str) -> None:
     seed = int(os.environ.get("ONECOPY_SEED", random.randrange(1 << 62)))
     rng = random.Random(seed)
@@ -91,7 +95,7 @@ def test_scribbler(shm: str, tmp_path: pathlib.Path, start: Any, shmctl: str) ->
     workers = [start(WORKER, str(tmp_path), str(rng.randrange(1 << 62))) for _ in range(3)]
     assert [p.line() for p in workers] == ["ready"] * len(workers)
     mend = [shmctl, "--dir", str(top), "gc"]  # in Go, which repairs more
-    for i in range(int(os.environ.get("ONECOPY_TEST_SCRIBBLES", "1000"))):
+    for i in range(int(os.environ["ONECOPY_TEST_SCRIBBLES"])):
         scribble(top, rng)
         if i % 50 == 0:
             subprocess.run(mend, check=False, capture_output=True)

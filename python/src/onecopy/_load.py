@@ -30,6 +30,8 @@ if TYPE_CHECKING:
 # How much a load allocates between two looks at the memory that is left: the files
 # that tell cost more to read than a small file to copy.
 _MEMORY_STEP = 4 << 20
+# Under the lock nobody else changes a word: only a stranger could have.
+_REFUSED = "damaged: the slot of {!r} cannot be changed although the table is locked"
 _EXTEND_STEP = 256 << 20
 
 
@@ -112,6 +114,8 @@ class Loader:
                 R.remove_all(self.place, gone)
             if done:
                 return
+            if not gone:
+                raise Corrupt(_REFUSED.format(self.key))
             _crash.hit("load.unlock-table")
 
     def _claim_locked(self, t: Tx, gone: list[R.Removal]) -> bool:
@@ -343,6 +347,8 @@ class Loader:
                         return
             finally:
                 R.remove_all(self.place, gone)
+            if not gone:
+                raise Corrupt(_REFUSED.format(self.key))
 
     def _publish_locked(self, t: Tx, ready: int, gone: list[R.Removal]) -> bool:
         w = t.word(self.slot)
