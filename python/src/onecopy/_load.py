@@ -110,12 +110,12 @@ class Loader:
             try:
                 with self.place.table("load.lock-table") as t:
                     done = self._claim_locked(t, gone)
+                    if not done and not gone:
+                        raise Corrupt(_REFUSED.format(self.key))
             finally:
                 R.remove_all(self.place, gone)
             if done:
                 return
-            if not gone:
-                raise Corrupt(_REFUSED.format(self.key))
             _crash.hit("load.unlock-table")
 
     def _claim_locked(self, t: Tx, gone: list[R.Removal]) -> bool:
@@ -345,10 +345,10 @@ class Loader:
                         t.end()
                         _crash.hit("publish.unlock-table")
                         return
+                    if not gone:
+                        raise Corrupt(_REFUSED.format(self.key))
             finally:
                 R.remove_all(self.place, gone)
-            if not gone:
-                raise Corrupt(_REFUSED.format(self.key))
 
     def _publish_locked(self, t: Tx, ready: int, gone: list[R.Removal]) -> bool:
         w = t.word(self.slot)
