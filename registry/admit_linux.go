@@ -37,7 +37,7 @@ func (t *tx) candidates(not string) (vs []victim, pinned int64) {
 		if w.State() != layout.Ready {
 			continue
 		}
-		size := t.p.publishedUsage(t.genName(w))
+		size := generationUsage(t.genName(w), t.p.publishedUsage)
 		switch {
 		case not != "" && t.keyIs(slot, not):
 		case t.Hint(slot, layout.HintPin) != 0:
@@ -81,21 +81,19 @@ func (p *place) stamp(t *layout.Table, slot int, h layout.Hint) uint64 {
 	return min(t.Hint(slot, h), now())
 }
 
-// generationUsage is the memory of a generation by its name.
-func (p *place) generationUsage(name string) int64 {
-	return p.m.TreeUsage(name) + p.m.TreeUsage(name+layout.ManifestExt) + p.m.TreeUsage(name+layout.DigestsExt)
+// generationUsage is the memory of a generation by its name; of is that of what one
+// name leads to.
+func generationUsage(name string, of func(string) int64) int64 {
+	return of(name) + of(name+layout.ManifestExt) + of(name+layout.DigestsExt)
 }
 
-// publishedUsage is that of a READY generation, as usage found it last. Under T.
-func (p *place) publishedUsage(name string) (sum int64) {
-	for _, n := range []string{name, name + layout.ManifestExt, name + layout.DigestsExt} {
-		size, known := p.sizes[n]
-		if !known {
-			size = p.m.TreeUsage(n)
-		}
-		sum += size
+// publishedUsage is TreeUsage for a name of a READY generation, as usage found it
+// last. Under T.
+func (p *place) publishedUsage(name string) int64 {
+	if size, known := p.sizes[name]; known {
+		return size
 	}
-	return sum
+	return p.m.TreeUsage(name)
 }
 
 // demand is what a registry's memory is used for.
@@ -147,15 +145,12 @@ func (t *tx) usage(mine string) (d demand) {
 		if ours && loading[gen] {
 			continue
 		}
-		size, known := t.p.sizes[n]
-		published := ours && ready[gen]
-		if !known || !published { // who removes it may be half-way
-			size = t.p.m.TreeUsage(n)
+		if ours && ready[gen] {
+			sizes[n] = t.p.publishedUsage(n)
+			d.linked += sizes[n]
+		} else { // who removes it may be half-way
+			d.linked += t.p.m.TreeUsage(n)
 		}
-		if published {
-			sizes[n] = size
-		}
-		d.linked += size
 	}
 	t.p.sizes = sizes
 	return d

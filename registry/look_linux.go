@@ -151,7 +151,7 @@ func (p *place) measure(g *generation) {
 		}
 	}
 	if !whole {
-		sum = p.generationUsage(g.name)
+		sum = generationUsage(g.name, p.m.TreeUsage)
 	}
 	g.bytes = sum
 }

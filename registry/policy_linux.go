@@ -207,7 +207,7 @@ func (p *place) plan(t *tx, report *GCReport) {
 		*n++
 		doomed[name] = true
 		report.Removed = append(report.Removed, name)
-		report.Freed += p.generationUsage(name)
+		report.Freed += generationUsage(name, p.m.TreeUsage)
 	}
 	named := map[uint64]bool{}
 	for slot := range t.Slots() {
