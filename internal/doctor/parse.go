@@ -76,8 +76,8 @@ func parseMemInfo(text string) map[string]int64 {
 		name, value, _ := strings.Cut(line, ":")
 		f := strings.Fields(value)
 		if len(f) == 2 && f[1] == "kB" {
-			if n, err := strconv.ParseInt(f[0], 10, 53); err == nil {
-				info[name] = n << 10
+			if n, err := strconv.ParseUint(f[0], 10, 53); err == nil {
+				info[name] = int64(n) << 10
 			}
 		}
 	}
