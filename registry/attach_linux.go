@@ -312,7 +312,7 @@ func (a *attachment) detach() {
 	p := a.tie.place
 	defer p.unref()
 	h := &a.r.host
-	if h.foreign != nil || p.gone.Load() {
+	if !p.mine || p.gone.Load() {
 		return
 	}
 	w, ok := p.word(a.tie.slot)

@@ -25,8 +25,6 @@ type host struct {
 	// attaching keeps the goroutines of this process from mapping one model
 	// twice at the same moment; striped by key.
 	attaching [64]sync.Mutex
-
-	foreign error // why this process may only read: the registry is another user's
 }
 
 func (h *host) open(r *Registry) error {
@@ -36,10 +34,7 @@ func (h *host) open(r *Registry) error {
 		return err
 	}
 	h.place = p
-	if !p.mine {
-		h.foreign = p.readOnly()
-	}
-	if h.foreign == nil && !r.opts.MustExist && p.untidy() && h.cannotWrite(p) == nil {
+	if p.mine && !r.opts.MustExist && p.untidy() && h.cannotWrite(p) == nil {
 		// Open has no context: if somebody holds T, he or the next collects.
 		_, err = h.collect(context.Background(), p, true)
 		if err != nil && !errors.Is(err, lockfile.ErrLocked) && !errors.Is(err, errGone) {
@@ -55,8 +50,8 @@ func (h *host) open(r *Registry) error {
 // on is tried once per process, when it first writes: one that only attaches
 // need not know.
 func (h *host) cannotWrite(p *place) error {
-	if h.foreign != nil {
-		return h.foreign
+	if no := p.foreign(); no != nil {
+		return no
 	}
 	// A full tmpfs has no room for the probe's page; that proves nothing.
 	if err := p.top.ProbeLocks(); !errors.Is(err, ErrNoSpace) {

@@ -61,10 +61,10 @@ func (r *Registry) getOrLoad(ctx context.Context, key string, src *Source) (a *a
 				return nil, false, err
 			}
 		}
-		if no := r.host.foreign; no != nil {
+		if no := r.host.each((*place).foreign); no != nil {
 			// What is loaded can be used, and a load that runs awaited. Anything
 			// else takes a writer.
-			if src.Replace || !errors.Is(err, ErrNotFound) {
+			if src.Replace || !errors.Is(err, ErrNotFound) || !errors.Is(no, ErrReadOnly) {
 				return nil, false, no
 			}
 			if wait == nil {
@@ -127,7 +127,9 @@ func reload(err error, src *Source) bool {
 func (h *host) awaitForeign(ctx context.Context, key string) error {
 	for delay := time.Millisecond; ; delay = min(2*delay, 50*time.Millisecond) {
 		var state layout.State
+		var no error // nil: it is this user's by now
 		err := h.each(func(p *place) error {
+			no = p.foreign()
 			f, ok, err := p.find(key)
 			if ok {
 				state = f.Word.State()
@@ -135,12 +137,12 @@ func (h *host) awaitForeign(ctx context.Context, key string) error {
 			return err
 		})
 		switch {
-		case err != nil:
+		case err != nil || no == nil:
 			return err
 		case state == layout.Ready && delay > time.Millisecond:
 			return nil // it was loading before
 		case state != layout.Loading && state != layout.Ready:
-			return h.foreign
+			return no
 		}
 		// READY at the first look although the attach missed: it has just been
 		// published, or its manifest is gone, and then this ends with ctx.

@@ -219,6 +219,14 @@ func (p *place) lockFile(name string) *lockfile.File {
 	return lockfile.Existing(p.w.FDPath(name))
 }
 
+// foreign is ErrReadOnly when the registry is another user's.
+func (p *place) foreign() error {
+	if p.mine {
+		return nil
+	}
+	return p.readOnly()
+}
+
 // readOnly says whose registry it is.
 func (p *place) readOnly() error {
 	return fmt.Errorf("%w: %s belongs to uid %d", ErrReadOnly, p.top.Path(), p.top.Owner())

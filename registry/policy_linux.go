@@ -294,9 +294,6 @@ func (r *Registry) Undo(ctx context.Context, key string) error {
 		if no := r.host.cannotWrite(p); no != nil {
 			return no
 		}
-		if p.w == nil { // another user made it since this process opened it
-			return p.readOnly()
-		}
 		wait, cancel := context.WithTimeout(ctx, r.opts.LoadTimeout)
 		defer cancel()
 		held, err := p.lockKey(wait, layout.Stripe(key), nil, nil)

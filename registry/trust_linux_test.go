@@ -326,6 +326,11 @@ var foreign = child("foreign", func(args []string) error {
 		m.Close()
 		m, err = r.Get(key)
 		a.note(m, err)
+	case "load after deletion":
+		fmt.Println("opened")
+		_, _ = io.Copy(io.Discard, os.Stdin)
+		m, err := r.GetOrLoad(ctxb, key, small("1"))
+		a.note(m, err)
 	case "write":
 		for name, call := range map[string]func() error{
 			"Remove": func() error { return r.Remove(ctxb, key) },
@@ -567,6 +572,39 @@ func TestRootInAnotherUsersRegistry(t *testing.T) {
 	p.Stdin.Close()
 	if code := p.Wait(); code != 0 {
 		t.Errorf("code %d\n%s", code, p.Stderr())
+	}
+}
+
+// A registry that is deleted may be another user's when it is there again.
+func TestAnotherUserMakesTheRegistryAnew(t *testing.T) {
+	needRoot(t)
+	dir := proctest.TmpRegistry(t)
+	r, err := Open(dir, nil)
+	noErr(t, err)
+	defer r.Close()
+	mustLoad(t, r, "k", small("0")).Close()
+	noErr(t, os.RemoveAll(dir))
+	p := proctest.Start(t, ownerProcess, dir)
+	p.Line(t)
+	m := mustGet(t, r, "k")
+	wantBytes(t, m, "w.bin", []byte("weights 1"))
+	m.Close()
+	wantErr(t, r.Undo(ctxb, "k"), ErrReadOnly)
+	_, err = r.GetOrLoad(ctxb, "other", small("1"))
+	wantErr(t, err, ErrReadOnly)
+	wantText(t, err, fmt.Sprint("belongs to uid ", foreignUID))
+}
+
+// Nor is this user a stranger for ever in a registry that another one had before.
+func TestTheRegistryBecomesOnesOwn(t *testing.T) {
+	r := foreignRegistry(t)
+	p := proctest.Start(t, foreign, r.Dir(), "0", "load after deletion", "mine")
+	p.Line(t)
+	removeAll(t, r.Dir())
+	proctest.Start(t, ownerProcess, r.Dir()).Line(t)
+	p.Stdin.Close()
+	if a := lastWord[foreignAnswer](t, p); a.Err.Text != "" || a.Text != "weights 1" {
+		t.Errorf("%+v", a)
 	}
 }
 
