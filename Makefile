@@ -50,8 +50,8 @@ hostile: ## random bytes over a live registry, every byte flipped, the registry 
 		go test ./registry -run '^Test(Scribbler|EveryByteFlipped|DeletedAgainAndAgain)$$' -v -count=1 -timeout 2h
 	$(if $(wildcard bin/venv/bin/python),cd python && ONECOPY_TEST_SCRIBBLES=30000 ../bin/venv/bin/python -m pytest tests/test_scribble.py)
 
-fuzz: ## every fuzz target for FUZZTIME (1m)
-	@FUZZTIME=$${FUZZTIME:-1m} scripts/test.sh fuzz
+fuzz: ## every fuzz target, or TARGETS (a part of their names), for FUZZTIME (30m); what they found is kept
+	@FUZZTIME=$${FUZZTIME:-30m} FUZZLOG=docs/reports/fuzz.tsv scripts/fuzz.sh $(TARGETS)
 
 model: ## the protocol's model checker, default set (some minutes); MODEL=-all the big ones too (some GB)
 	go run ./internal/model/cmd/modelcheck $(MODEL)

@@ -6,7 +6,7 @@
 #
 # A failing step does not stop the others (only a broken build does), and a summary
 # ends the output. With CI set in the environment nothing may be skipped for want of a
-# tool. FUZZTIME is the time, or with an x the number of executions, for each fuzz target.
+# tool.
 set -uo pipefail
 cd "$(dirname "$0")/.."
 
@@ -92,17 +92,7 @@ torture() {
 }
 
 # fuzz: every target for a moment; make fuzz takes longer.
-fuzz() {
-	# A number of executions: at the end of a time the Go fuzzer may report its own
-	# deadline. And without the short minimizing it does little else.
-	local file target status=0
-	while IFS=: read -r file target; do
-		echo "$target in $(dirname "$file")"
-		go test -run '^$' -fuzz "^$target\$" -fuzztime "${FUZZTIME:-40000x}" -fuzzminimizetime 10x "./$(dirname "$file")" || status=1
-	done < <(grep -rnoE --include='*_test.go' '^func Fuzz[A-Za-z0-9_]+' . |
-		sed -E 's|^\./||; s|:[0-9]+:func |:|' | sort)
-	return $status
-}
+fuzz() { FUZZTIME=${FUZZTIME:-40000x} scripts/fuzz.sh; }
 
 # python: the client in python/, in a virtual environment of its own that is made once
 # and made anew when its requirements change.
