@@ -25,8 +25,9 @@ const (
 	wordModels           // models whose bytes were compared with their source
 	wordBytes            // bytes compared
 	wordWaits            // loads that began because the loader before died meanwhile
-	wordLate             // of them, later than lateAfter
-	wordSlowest          // the longest of them, in ns
+	wordLate             // of them, with the load lock later than lateAfter after the death
+	wordSlowest          // the longest time between the two, in ns
+	wordBegan            // the longest time from a death until the next load began, in ns
 	wordKillsMark        // other workers killed right after evict.mark
 	wordKillsLink        // and right after load.link-payload
 	wordShifted          // workers whose clock was wrong
@@ -60,6 +61,12 @@ func openBoard(path string, slots int) (*board, error) {
 }
 
 func (b *board) word(slot, word int) *atomic.Uint64 { return &b.words[slot*lineWords+word] }
+
+// longest keeps the longest time that a worker has seen.
+func (b *board) longest(slot, word int, ns uint64) {
+	w := b.word(slot, word)
+	w.Store(max(w.Load(), ns))
+}
 
 // take returns a line and clears it.
 func (b *board) take(slot int) (line [lineWords]uint64) {

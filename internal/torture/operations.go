@@ -429,13 +429,13 @@ func (w *worker) alone(key, kind string, begun int64) (io.Closer, error) {
 		time.Sleep(100 * time.Microsecond)
 	}
 	if died, ok := w.board.deathOf(last); ok && died > begun {
-		late := uint64(max(0, monotonic()-died))
+		late := uint64(max(0, owned.Load()-died))
 		w.board.word(w.Slot, wordWaits).Add(1)
 		if late > uint64(lateAfter) {
 			w.board.word(w.Slot, wordLate).Add(1)
 		}
-		slowest := w.board.word(w.Slot, wordSlowest)
-		slowest.Store(max(slowest.Load(), late))
+		w.board.longest(w.Slot, wordSlowest, late)
+		w.board.longest(w.Slot, wordBegan, uint64(max(0, monotonic()-died)))
 	}
 	_, err = f.WriteAt(fmt.Appendf(nil, "%-31s\n", fmt.Sprint(os.Getpid(), " ", kind)), 0)
 	return witness{f}, err

@@ -276,7 +276,7 @@ func (c *campaign) record(j job, python bool, status syscall.WaitStatus, output 
 	for i, n := range line {
 		switch i {
 		case wordDoing:
-		case wordSlowest, wordOverrun:
+		case wordSlowest, wordBegan, wordOverrun:
 			c.Line[i] = max(c.Line[i], n)
 		default:
 			c.Line[i] += n

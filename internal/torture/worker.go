@@ -12,6 +12,7 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+	"sync/atomic"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -25,6 +26,11 @@ const patience = 40
 
 // A wait for a dead loader that ends later than this after the death is reported.
 const lateAfter = 100 * time.Millisecond
+
+// ownedStep is where a worker owns the load lock, and owned when it last came there.
+const ownedStep = "load.lock-key"
+
+var owned atomic.Int64
 
 // job is what a worker is told: its arguments, and in its environment the step.
 type job struct {
@@ -186,8 +192,7 @@ func (w *worker) act(name string) error {
 		m, err = operations[name](w, ctx)
 		return err
 	})
-	overrun := w.board.word(w.Slot, wordOverrun) // reported; a busy machine makes it long
-	overrun.Store(max(overrun.Load(), uint64(max(0, time.Since(start)-timeout))))
+	w.board.longest(w.Slot, wordOverrun, uint64(max(0, time.Since(start)-timeout))) // reported; a busy machine makes it long
 	if err != nil || m == nil {
 		return err
 	}
