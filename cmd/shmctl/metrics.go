@@ -8,6 +8,8 @@ import (
 	"io/fs"
 	"net"
 	"net/http"
+	"os"
+	"path/filepath"
 	"sync"
 	"syscall"
 	"time"
@@ -66,6 +68,11 @@ type metricJSON struct {
 }
 
 func (a *app) metrics(cmd *cobra.Command, m metricsFlags) error {
+	for _, name := range []string{"textfile", "listen"} {
+		if f := cmd.Flags().Lookup(name); f.Changed && f.Value.String() == "" {
+			return usagef("", "--%s is empty", name)
+		}
+	}
 	switch {
 	case m.listen != "" && m.textfile != "":
 		return usagef("", "--textfile and --listen exclude each other")
@@ -75,16 +82,13 @@ func (a *app) metrics(cmd *cobra.Command, m metricsFlags) error {
 	e := a.exporter(m.holders)
 	defer e.w.close()
 	families, err := e.gather()
+	if m.textfile != "" { // with onecopy_up 0 too, or the file would go on saying 1
+		return errors.Join(err, writeTextfile(m.textfile, families))
+	}
 	if err != nil {
 		return err
 	}
 	switch {
-	case m.textfile != "":
-		err := prometheus.WriteToTextfile(m.textfile, prometheus.GathererFunc(func() ([]*dto.MetricFamily, error) { return families, nil }))
-		if errors.Is(err, fs.ErrNotExist) || errors.Is(err, syscall.ENOTDIR) {
-			err = fmt.Errorf("%w: the folder of %s", errNoFile, m.textfile)
-		}
-		return err
 	case a.json():
 		doc := metricsJSON{newSchema(), []metricJSON{}}
 		for _, f := range families {
@@ -115,6 +119,22 @@ func (a *app) metrics(cmd *cobra.Command, m metricsFlags) error {
 	return err
 }
 
+// writeTextfile puts metrics into a file, all at once: a new file takes the place of
+// the old one. So a link is followed first, and nothing but a file replaced.
+func writeTextfile(path string, families []*dto.MetricFamily) error {
+	if real, err := filepath.EvalSymlinks(path); err == nil {
+		path = real
+	}
+	if fi, err := os.Lstat(path); err == nil && !fi.Mode().IsRegular() {
+		return usagef("without --textfile the metrics go to stdout", "--textfile %s: not a regular file", path)
+	}
+	err := prometheus.WriteToTextfile(path, prometheus.GathererFunc(func() ([]*dto.MetricFamily, error) { return families, nil }))
+	if errors.Is(err, fs.ErrNotExist) || errors.Is(err, syscall.ENOTDIR) {
+		err = fmt.Errorf("%w: the folder of %s", errNoFile, path)
+	}
+	return err
+}
+
 // exporter gathers metrics, again and again for a server.
 type exporter struct {
 	holders bool
@@ -129,11 +149,11 @@ func (a *app) exporter(holders bool) *exporter {
 	return &exporter{holders: holders, w: watcher{a: a}}
 }
 
-func (e *exporter) gather() ([]*dto.MetricFamily, error) {
+// gather returns the metrics; with an error, that onecopy_up is 0.
+func (e *exporter) gather() (families []*dto.MetricFamily, err error) {
 	e.mu.Lock()
 	defer e.mu.Unlock()
-	var families []*dto.MetricFamily
-	err := e.w.look(func(w *registry.Watch) (err error) {
+	err = e.w.look(func(w *registry.Watch) (err error) {
 		if e.watched != w {
 			r := prometheus.NewRegistry()
 			if err := r.Register(metrics.NewWith(e.w.r, metrics.Options{Holders: e.holders})); err != nil {
@@ -146,15 +166,19 @@ func (e *exporter) gather() ([]*dto.MetricFamily, error) {
 		}
 		return err
 	})
+	if err == nil {
+		return families, nil
+	}
 	if errors.Is(err, registry.ErrNoRegistry) {
 		e.w.a.noteNoRegistry()
-		r := prometheus.NewRegistry()
-		if err := r.Register(metrics.New(nil)); err != nil {
-			return nil, err
-		}
-		return r.Gather()
+		err = nil
 	}
-	return families, err
+	r := prometheus.NewRegistry()
+	if err := r.Register(metrics.New(nil)); err != nil {
+		return nil, err
+	}
+	families, e2 := r.Gather()
+	return families, errors.Join(err, e2)
 }
 
 // isUp reports whether the registry could be read.
@@ -198,10 +222,10 @@ func (a *app) serveMetrics(cmd *cobra.Command, m metricsFlags) error {
 	mux := http.NewServeMux()
 	mux.HandleFunc("GET /metrics", func(w http.ResponseWriter, _ *http.Request) {
 		families, err := e.gather()
-		var text []byte
-		if err == nil {
-			text, err = metricsText(families)
+		if err != nil {
+			a.note("%v", err)
 		}
+		text, err := metricsText(families)
 		if err != nil {
 			http.Error(w, err.Error(), http.StatusInternalServerError)
 			return
