@@ -30,7 +30,11 @@ of the new one is left.
 The canary is a shell command. It finds the model's folder in $ONECOPY_PATH and
 its key in $ONECOPY_KEY, and holds a lease while it runs. Its output goes to
 stderr. One that hangs is ended after 10 minutes, or after --timeout, which
-counts for load and canary together, with everything that it started.
+counts for load and canary together, with all of its process group.
+
+A publisher that is killed with SIGKILL takes only the shell with it. What the
+shell had started goes on, and keeps the new generation in memory until it ends;
+nobody else gets it, and shmctl gc removes it then.
 
 Workers notice a rollout by Model.Stale, one atomic load, and switch by getting
 the model again. The old generation stays as long as anybody holds it: rollout
@@ -87,6 +91,9 @@ type rolloutJSON struct {
 }
 
 func (a *app) rollout(cmd *cobra.Command, l *loadFlags, canary, key, path string) error {
+	if cmd.Flags().Changed("canary") && strings.TrimSpace(canary) == "" { // a variable that is not set
+		return usagef("leave --canary out to publish without a proof", "--canary is empty")
+	}
 	o, err := l.options()
 	if err != nil {
 		return err

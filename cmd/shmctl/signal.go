@@ -15,8 +15,8 @@ type signals struct{ got atomic.Bool }
 
 func (s *signals) caught() bool { return s.got.Load() }
 
-// context returns a context that ends at --timeout and at the first SIGINT or
-// SIGTERM; a second one ends the program at once. Only commands that have
+// context returns a context that ends at --timeout and at the first SIGINT, SIGTERM
+// or SIGHUP; a second one ends the program at once. Only commands that have
 // something to undo call it: the others are killed by the signal, as any
 // program is, and the kernel drops their leases.
 func (a *app) context(cmd *cobra.Command) (context.Context, context.CancelFunc) {
@@ -33,7 +33,7 @@ func (a *app) context(cmd *cobra.Command) (context.Context, context.CancelFunc) 
 	// What was ignored when we started stays ignored: that is what nohup and
 	// a shell's background jobs ask for, and what exec must hand on.
 	var watched []os.Signal
-	for _, s := range []os.Signal{os.Interrupt, syscall.SIGTERM} {
+	for _, s := range []os.Signal{os.Interrupt, syscall.SIGTERM, syscall.SIGHUP} {
 		if !signal.Ignored(s) {
 			watched = append(watched, s)
 		}
