@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"log/slog"
+	"os"
 	"time"
 
 	"github.com/spf13/cobra"
@@ -233,7 +234,7 @@ func (a *app) noteWaiting(r *registry.Registry, key string, p *progress) (stop f
 			return
 		}
 		e, err := r.Entry(key)
-		if err != nil || e.State != "loading" {
+		if err != nil || e.State != "loading" || e.LoaderPID == os.Getpid() {
 			return
 		}
 		who := "another process"

@@ -12,7 +12,6 @@ import (
 	"strconv"
 	"time"
 
-	"github.com/dustin/go-humanize"
 	"github.com/spf13/cobra"
 
 	"github.com/onecopy/onecopy/internal/layout"
@@ -75,7 +74,7 @@ func (a *app) completeScan(cmd *cobra.Command, args []string, part string) ([]co
 }
 
 func (s *scanFlags) options() (scan.Options, error) {
-	n, err := humanize.ParseBytes(s.minRegion)
+	n, err := parseSize(s.minRegion)
 	switch {
 	case err != nil || n == 0 || n > 1<<50:
 		return scan.Options{}, usagef("a size is a number with an optional unit, such as 512KiB", "--min-region %q: want a size", s.minRegion)
@@ -85,7 +84,7 @@ func (s *scanFlags) options() (scan.Options, error) {
 		return scan.Options{}, usagef("", "--max-time %v: want more than 0", s.maxTime)
 	}
 	return scan.Options{
-		MinRegion: int64(n), Samples: s.samples, Time: s.maxTime, Threads: min(4, runtime.GOMAXPROCS(0)),
+		MinRegion: n, Samples: s.samples, Time: s.maxTime, Threads: min(4, runtime.GOMAXPROCS(0)),
 	}, nil
 }
 

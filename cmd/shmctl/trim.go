@@ -105,7 +105,8 @@ func wouldBe(dry bool, done string) string {
 // parseSize reads 512MiB, 2G or a number of bytes.
 func parseSize(s string) (int64, error) {
 	n, err := humanize.ParseBytes(s)
-	if err != nil || n > math.MaxInt64 || strings.HasPrefix(s, "-") {
+	// The library drops commas, and 1,5GiB would be 15.
+	if err != nil || n > math.MaxInt64 || strings.HasPrefix(s, "-") || strings.Contains(s, ",") {
 		return 0, usagef("write 512MiB, 8G or a number of bytes", "size %q: not a size", s)
 	}
 	return int64(n), nil
