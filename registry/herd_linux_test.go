@@ -472,6 +472,11 @@ func TestReplaceWhileAnotherProcessHolds(t *testing.T) {
 	if s := stats(t, r); s.Superseded != 1 || s.SupersededBytes <= 0 || s.Models != 1 || s.Replaced != 1 {
 		t.Errorf("%+v", s)
 	}
+	o, _, err := r.Watch().OverviewAndHolders()
+	noErr(t, err)
+	if s := stats(t, r); o.Stats.Superseded != 1 || o.Stats.SupersededBytes != s.SupersededBytes || o.Stats.ModelBytes != s.ModelBytes {
+		t.Errorf("with holders %+v, without %+v", o.Stats, s)
+	}
 	if rep, err := r.GC(ctxb); err != nil || rep.Orphans != 0 {
 		t.Errorf("the collector removes what is in use: %+v, %v", rep, err)
 	}

@@ -279,8 +279,13 @@ func (p *place) stats(st *Stats, s *slots, names []string, gens map[uint64]*gene
 	st.Overhead = p.v1.TreeUsage(layout.TableFile)
 	measured := func(gen uint64) bool { return gens[gen] != nil && gens[gen].man != nil }
 	for _, g := range gens {
-		if measured(g.gen) {
-			st.Used += g.bytes
+		if !measured(g.gen) {
+			continue
+		}
+		st.Used += g.bytes
+		if !s.named[g.gen] {
+			st.Superseded++
+			st.SupersededBytes += g.bytes
 		}
 	}
 	for _, n := range names {

@@ -330,12 +330,12 @@ func TestTrim(t *testing.T) {
 	if diff := cmp.Diff([]string{"c"}, rep.Removed); diff != "" || rep.Used != 3*block || rep.Held != 0 {
 		t.Errorf("%+v\n%s", rep, diff)
 	}
-	if diff := cmp.Diff(plan.Removed, rep.Removed); diff != "" || plan.Used != rep.Used {
+	if diff := cmp.Diff(plan.Removed, rep.Removed); diff != "" || plan.Used != rep.Used || plan.Freed != rep.Freed {
 		t.Errorf("planned %+v, done %+v", plan, rep)
 	}
 	rep, err = r.Trim(ctxb, 0)
 	must(t, err)
-	if diff := cmp.Diff(TrimReport{Removed: []string{"d"}, Freed: 2 * 4096, Used: 2 * block, Held: 2 * block}, rep); diff != "" {
+	if diff := cmp.Diff(TrimReport{Removed: []string{"d"}, Freed: block, Used: 2 * block, Held: 2 * block}, rep); diff != "" {
 		t.Errorf("(-want +got):\n%s", diff)
 	}
 	wantKeys(t, r, "a", "b")

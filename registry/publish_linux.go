@@ -176,7 +176,7 @@ func (l *loader) abort() {
 	if l.linked {
 		_ = l.p.m.Unlink(gen + layout.ManifestExt)
 		crashpoint.Hit("abort.unlink-manifest")
-		l.p.removeAll([]removal{{gen, byAbort}})
+		l.p.removeAll([]removal{{name: gen, by: byAbort}})
 	}
 	ctx, cancel := context.WithTimeout(context.Background(), 5*time.Second)
 	defer cancel()

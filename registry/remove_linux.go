@@ -24,8 +24,9 @@ import (
 
 // removal is a generation whose manifest is gone and whose payload is left.
 type removal struct {
-	name string // <epoch>-<gen>
-	by   removeSteps
+	name     string // <epoch>-<gen>
+	by       removeSteps
+	manifest int64 // bytes that went with it
 }
 
 // removeSteps are the crash points of those who remove payload.
@@ -49,7 +50,7 @@ func (p *place) removeAll(gone []removal) (freed int64) {
 // says why there is less of it than was hoped.
 func (p *place) tryRemoveAll(gone []removal) (freed int64, err error) {
 	for _, g := range gone {
-		freed += p.m.TreeUsage(g.name) + p.m.TreeUsage(g.name+layout.DigestsExt)
+		freed += g.manifest + p.m.TreeUsage(g.name) + p.m.TreeUsage(g.name+layout.DigestsExt)
 		if e := p.m.RemoveTree(g.name); err == nil {
 			err = e
 		}
@@ -185,7 +186,7 @@ func (t *tx) bury(slot int, w layout.Word) (gone []removal) {
 	if !t.hasFile(name) && !t.hasFile(name+layout.DigestsExt) {
 		return nil // what it had filled had no name yet, and is gone with it
 	}
-	return []removal{{name, byReclaim}}
+	return []removal{{name: name, by: byReclaim}}
 }
 
 // reclaim finishes, or undoes, what a dead remover began: EVICTING under T means
@@ -223,7 +224,7 @@ func (t *tx) reclaim(slot int, w layout.Word) (gone []removal) {
 	t.free(slot, w)
 	t.countReclaimed()
 	crashpoint.Hit("reclaim.free")
-	return []removal{{name, byReclaim}}
+	return []removal{{name: name, by: byReclaim}}
 }
 
 // evict removes the READY generation w of a slot, whose manifest f is locked
@@ -233,13 +234,14 @@ func (t *tx) evict(slot int, w layout.Word, why layout.Counter) (gone []removal,
 		return nil, false
 	}
 	crashpoint.Hit("evict.mark")
-	name := t.genName(w)
-	_ = t.p.m.Unlink(name + layout.ManifestExt)
+	g := removal{name: t.genName(w), by: byEvict}
+	g.manifest = t.p.m.TreeUsage(g.name + layout.ManifestExt)
+	_ = t.p.m.Unlink(g.name + layout.ManifestExt)
 	crashpoint.Hit("evict.unlink-manifest")
 	t.free(slot, w.With(layout.Evicting))
 	t.Count(why, 1)
 	crashpoint.Hit("evict.free")
-	return []removal{{name, byEvict}}, true
+	return []removal{g}, true
 }
 
 // lockVictim opens the manifest of a READY slot and tries LOCK_EX on it:
@@ -357,7 +359,7 @@ func (p *place) retire(ctx context.Context, gen uint64, try bool) error {
 		crashpoint.Hit("retire.lock-manifest")
 		_ = p.m.Unlink(name + layout.ManifestExt)
 		crashpoint.Hit("retire.unlink-manifest")
-		gone = append(gone, removal{name, byRetire})
+		gone = append(gone, removal{name: name, by: byRetire})
 		return nil
 	}
 	var err error
@@ -427,7 +429,7 @@ func (t *tx) remove(key string) (gone []removal, err error) {
 	victim, err := t.lockVictim(f.Word)
 	if errors.Is(err, fs.ErrNotExist) {
 		t.free(f.Slot, f.Word)
-		return append(gone, removal{t.genName(f.Word), byEvict}), nil
+		return append(gone, removal{name: t.genName(f.Word), by: byEvict}), nil
 	}
 	if err != nil {
 		return gone, err
@@ -613,13 +615,14 @@ func (t *tx) collectUnnamed(doomed map[string]bool, report *GCReport) (gone []re
 			continue
 		}
 		crashpoint.Hit("collect.lock-manifest")
+		freed := t.p.m.TreeUsage(n)
 		_ = t.p.m.Unlink(n)
 		crashpoint.Hit("collect.unlink-manifest")
 		if err == nil {
 			f.Close()
 		}
 		doomed[stem] = true
-		gone = append(gone, removal{stem, byCollect})
+		gone = append(gone, removal{stem, byCollect, freed})
 		report.Orphans++
 	}
 	for _, n := range names {
@@ -633,10 +636,10 @@ func (t *tx) collectUnnamed(doomed map[string]bool, report *GCReport) (gone []re
 			// came after the listing had passed its place.
 		case ok:
 			doomed[stem] = true
-			gone = append(gone, removal{stem, byCollect})
+			gone = append(gone, removal{name: stem, by: byCollect})
 			report.Leftovers++
 		default: // nothing of this layout version has such a name
-			gone = append(gone, removal{n, byCollect})
+			gone = append(gone, removal{name: n, by: byCollect})
 			report.Leftovers++
 		}
 	}
