@@ -338,6 +338,9 @@ func (p *place) locked(step string, fn func(*tx) error, lock func(*lockfile.File
 	}
 	held, err := lock(p.lockFile(layout.TableLock))
 	if err != nil {
+		if no := shm.NeedProc(); no != nil {
+			return no
+		}
 		if errors.Is(err, lockfile.ErrGone) {
 			p.gone.Store(true)
 			return errGone

@@ -24,6 +24,7 @@ type Dir struct {
 	perm  uint32
 	dev   uint64
 	ino   uint64
+	made  bool // by this call
 }
 
 // DirOptions of OpenDir.
@@ -55,6 +56,9 @@ func OpenDir(path string, opts DirOptions) (*Dir, error) {
 	}
 	if fs.Type != unix.TMPFS_MAGIC {
 		d.Close()
+		if d.made {
+			_ = unix.Rmdir(path)
+		}
 		return nil, pathErr("open", path, fmt.Errorf("%w: not on a tmpfs (file system type %#x): shared memory needs one, such as /dev/shm", errors.ErrUnsupported, fs.Type))
 	}
 	return d, nil
@@ -116,7 +120,7 @@ func openDirAt(at int, name, path string, opts DirOptions) (*Dir, error) {
 	if err != nil {
 		return nil, pathErr("open", path, err)
 	}
-	d := &Dir{fd: fd, path: path}
+	d := &Dir{fd: fd, path: path, made: created}
 	if created {
 		if err := unix.Fchmod(fd, opts.Perm); err != nil {
 			d.Close()
@@ -156,6 +160,8 @@ func (d *Dir) verify(trust uint32) error {
 		return untrusted(d.path, "owned by %s, and this process is %s: use a directory of your own, or name that owner as trusted", userName(st.Uid), userName(euid))
 	case st.Uid != euid && st.Uid == overflowUID():
 		return untrusted(d.path, "its owner is not visible in this user namespace")
+	case st.Mode&0o022 != 0 && st.Mode&unix.S_ISVTX != 0:
+		return untrusted(d.path, "mode %#o and sticky, owned by %s, is for everybody: use a directory of your own below it", st.Mode&0o777, userName(st.Uid))
 	case st.Mode&0o022 != 0:
 		return untrusted(d.path, "mode %#o lets others than its owner (%s) write: chmod go-w it if you know who made it", st.Mode&0o777, userName(st.Uid))
 	}

@@ -93,6 +93,20 @@ func TestOpenDirOnADisk(t *testing.T) {
 	}
 	_, err := OpenDir(t.TempDir(), DirOptions{})
 	wantErr(t, err, errors.ErrUnsupported)
+	path := t.TempDir() + "/new"
+	_, err = OpenDir(path, DirOptions{Create: true, Perm: 0o700})
+	wantErr(t, err, errors.ErrUnsupported)
+	if _, err := os.Lstat(path); !errors.Is(err, os.ErrNotExist) {
+		t.Errorf("it was made all the same: %v", err)
+	}
+}
+
+func TestOpenDirForEverybody(t *testing.T) {
+	_, err := OpenDir("/dev/shm", DirOptions{})
+	wantErr(t, err, ErrUntrusted)
+	if !strings.Contains(err.Error(), "directory of your own below it") {
+		t.Error(err)
+	}
 }
 
 func TestOpenDirOfAnotherOwner(t *testing.T) {

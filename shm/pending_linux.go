@@ -97,12 +97,21 @@ func (p *Pending) Seal(ctx context.Context) (*Sealed, error) {
 	return s, nil
 }
 
+// NeedProc is nil if /proc is mounted, through which writers open what they lock and
+// what they have filled, and otherwise says what does not work without it.
+func NeedProc() error {
+	if _, err := os.Lstat("/proc/self/fd"); errors.Is(err, unix.ENOENT) {
+		return fmt.Errorf("%w: /proc is not mounted: models can be read, and nothing can be loaded, removed or checked", errors.ErrUnsupported)
+	}
+	return nil
+}
+
 // reopen opens the anonymous file once more, read-only, on an own description.
 func (p *Pending) reopen() (*os.File, error) {
 	fd, err := openat(unix.AT_FDCWD, "/proc/self/fd/"+strconv.Itoa(int(p.f.Fd())), unix.O_RDONLY|unix.O_CLOEXEC, 0)
 	if err != nil {
 		if errors.Is(err, unix.ENOENT) {
-			err = fmt.Errorf("%w: /proc is not mounted: models can be read but not loaded: %w", errors.ErrUnsupported, err)
+			err = fmt.Errorf("%w: %w", NeedProc(), err)
 		}
 		return nil, p.wrap("reopen", err)
 	}

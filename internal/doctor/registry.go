@@ -26,6 +26,9 @@ func (x *examination) directory() {
 		x.add(Warn, check, x.dir+" cannot be looked at: "+err.Error(), "", "")
 	case o.Mode&fs.ModeSymlink != 0 || !o.Mode.IsDir():
 		x.add(Fail, check, x.dir+" is not a directory", "Somebody may have put it there to be followed; it is refused. Make sure who did before it is removed.", "ls -ld "+quote(x.dir))
+	case o.Mode.Perm()&0o022 != 0 && o.Mode&fs.ModeSticky != 0:
+		x.add(Fail, check, x.dir+" is for everybody", "A registry is a directory of its own, which nobody else can write.",
+			fmt.Sprintf("export ONECOPY_DIR=%s", quote(fmt.Sprintf("%s/onecopy-%d", x.dir, x.UID))))
 	case o.Mode.Perm()&0o022 != 0:
 		x.add(Fail, check, fmt.Sprintf("%s has mode %#o: others than its owner can write it", x.dir, o.Mode.Perm()),
 			"Whoever can write the directory can replace a model. It is refused.", "chmod go-w "+quote(x.dir))

@@ -126,6 +126,10 @@ func (x *examination) hidden() {
 			"docker run --pid=host ... (Kubernetes: hostPID: true)")
 		return
 	}
+	if len(x.mounts) == 0 {
+		x.add(Warn, check, "/proc is not mounted", "Models can be read; nothing can be loaded, removed or checked, and no process is visible.", "mount -t proc proc /proc")
+		return
+	}
 	v, ok := mountOf(x.mounts, "/proc").options["hidepid"]
 	if !ok || v == "0" || v == "off" {
 		x.ok(check, "all processes are visible in /proc")
