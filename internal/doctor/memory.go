@@ -69,7 +69,7 @@ func (x *examination) hugePages() {
 		x.ok("huge-pages", "2 MiB pages on demand work (tried)")
 		return
 	}
-	const tried = 4 << 20 // what it takes to try
+	const tried = 4 << 20                                                      // what it takes to try
 	if s, err := x.Statfs(x.dir); err == nil && s.Size > 0 && s.Free < tried { // size 0: not limited
 		x.add(Info, "huge-pages", "2 MiB pages on demand were not tried: "+x.mount.point+" has "+size(s.Free)+" free", "It takes "+size(tried)+".", "")
 		return
