@@ -171,6 +171,15 @@ func TestTTL(t *testing.T) {
 		{"... and found idle long ago", 0, false, func(n uint64) map[layout.Hint]uint64 {
 			return map[layout.Hint]uint64{layout.HintLastAttach: n - 3*unit, layout.HintLastRelease: n - 4*unit, layout.HintIdleSince: n - 2*unit}
 		}, true},
+		{"found idle long ago, and used since", 0, false, func(n uint64) map[layout.Hint]uint64 {
+			return map[layout.Hint]uint64{layout.HintIdleSince: n - 3*unit, layout.HintLastAttach: n - 2*unit, layout.HintLastRelease: n - unit/2}
+		}, false},
+		{"... by one who was killed", 0, false, func(n uint64) map[layout.Hint]uint64 {
+			return map[layout.Hint]uint64{layout.HintIdleSince: n - 3*unit, layout.HintLastAttach: n - 2*unit, layout.HintLastRelease: n - 4*unit}
+		}, false},
+		{"found idle before the last of several was released", 0, false, func(n uint64) map[layout.Hint]uint64 {
+			return map[layout.Hint]uint64{layout.HintLastAttach: n - 4*unit, layout.HintIdleSince: n - 3*unit, layout.HintLastRelease: n - unit/2}
+		}, false},
 		{"all times in the future", 0, false, func(n uint64) map[layout.Hint]uint64 {
 			return map[layout.Hint]uint64{layout.HintLastAttach: n + 2*unit, layout.HintLastRelease: n + 3*unit, layout.HintIdleSince: n + 4*unit}
 		}, false},
@@ -206,6 +215,47 @@ func TestTTL(t *testing.T) {
 			}
 		})
 	}
+}
+
+// A lease that a collector has seen is a use, whoever noted a release before.
+func TestALeaseRestartsTheTTL(t *testing.T) {
+	const unit = uint64(10 * time.Second)
+	if now() < 5*unit {
+		t.Skip("this machine has just started: it has no past")
+	}
+	r := newRegistry(t, nil)
+	must(t, r.SetConfig(ctxb, Config{TTL: 10 * time.Second}))
+	m := mustLoad(t, r, "k", small("1"))
+	lease, err := m.Lease()
+	must(t, err)
+	m.Close()
+	n := now()
+	setHints(t, r.Dir(), "k", map[layout.Hint]uint64{layout.HintLastAttach: n - 3*unit, layout.HintLastRelease: n - 2*unit})
+	for _, leased := range []bool{true, false} {
+		if rep, err := r.GC(ctxb); err != nil || rep.Expired != 0 {
+			t.Errorf("leased %v: %+v, %v", leased, rep, err)
+		}
+		lease.Close()
+	}
+}
+
+// Times to come are of a clock that was wrong: they age from now on.
+func TestTimesToComeAge(t *testing.T) {
+	r := newRegistry(t, nil)
+	must(t, r.SetConfig(ctxb, Config{TTL: time.Hour}))
+	idle(t, r, "k")
+	far := now() + uint64(1000*time.Hour)
+	setHints(t, r.Dir(), "k", map[layout.Hint]uint64{layout.HintLastAttach: far, layout.HintLastRelease: far, layout.HintIdleSince: far})
+	_, err := r.GC(ctxb)
+	must(t, err)
+	editTable(t, r.Dir(), func(e layout.Editor) {
+		f, _ := e.Lookup("k")
+		for _, h := range []layout.Hint{layout.HintLastAttach, layout.HintLastRelease, layout.HintIdleSince} {
+			if e.Hint(f.Slot, h) > now() {
+				t.Errorf("hint %d is still to come", h)
+			}
+		}
+	})
 }
 
 func TestOpenExpires(t *testing.T) {

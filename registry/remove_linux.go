@@ -675,8 +675,8 @@ func (t *tx) expires() bool {
 }
 
 // expired keeps the idle clock of a READY slot and reports whether its TTL is
-// over. A lease stops the clock; it counts from the last release that anybody
-// noted, else from the first time that a collector found the model idle.
+// over. A lease stops the clock, and is a use whose beginning is now: a release
+// before it counts no more.
 func (t *tx) expired(slot int, w layout.Word) bool {
 	if t.ttl(slot) == 0 {
 		return false
@@ -684,10 +684,16 @@ func (t *tx) expired(slot int, w layout.Word) bool {
 	f, err := t.lockVictim(w)
 	if err != nil {
 		t.SetHint(slot, layout.HintIdleSince, 0)
+		t.SetHint(slot, layout.HintLastAttach, now())
 		return false
 	}
 	f.Close()
-	if since := t.Hint(slot, layout.HintIdleSince); since == 0 || since > now() || t.p.otherBoot() {
+	for _, h := range []layout.Hint{layout.HintLastAttach, layout.HintLastRelease, layout.HintIdleSince} {
+		if n := now(); t.Hint(slot, h) > n {
+			t.SetHint(slot, h, n) // or it would be now for ever
+		}
+	}
+	if since := t.stamp(slot, layout.HintIdleSince); since == 0 || since < t.stamp(slot, layout.HintLastAttach) {
 		t.SetHint(slot, layout.HintIdleSince, now())
 	}
 	return t.idleFor(slot) >= t.ttl(slot)
@@ -706,14 +712,17 @@ func (t *tx) wouldExpire(slot int, w layout.Word) bool {
 	return true
 }
 
-// idleFor is how long a model that nobody leases has been idle, as far as known.
+// idleFor is how long a model that nobody leases has been idle, as far as known:
+// since the release after its last use, if that was noted, else since a collector
+// first found it idle after that use.
 func (t *tx) idleFor(slot int) uint64 {
 	n := now()
+	used := t.stamp(slot, layout.HintLastAttach)
 	since := t.stamp(slot, layout.HintIdleSince)
-	if since == 0 {
+	if since == 0 || since < used {
 		since = n
 	}
-	if rel := t.stamp(slot, layout.HintLastRelease); rel != 0 && rel < since && rel >= t.Hint(slot, layout.HintLastAttach) {
+	if rel := t.stamp(slot, layout.HintLastRelease); rel != 0 && rel >= used {
 		since = rel
 	}
 	return n - min(since, n)

@@ -589,7 +589,7 @@ def _collect_unnamed(t: Tx, gone: list[Removal]) -> tuple[int, int]:
 
 
 def _expired(t: Tx, slot: int, word: int) -> bool:
-    """Keeps the idle clock of a READY slot; a lease stops it."""
+    """Keeps the idle clock of a READY slot; a lease stops it, and is a use that begins now."""
     ttl = t.hint(slot, T.TTL) or t.q[L.HEADER_TTL // 8]
     if not ttl or t.hint(slot, T.PIN):
         return False
@@ -599,13 +599,19 @@ def _expired(t: Tx, slot: int, word: int) -> bool:
         fd = None
     if fd is None:
         t.set_hint(slot, T.IDLE_SINCE, 0)
+        t.set_hint(slot, T.LAST_ATTACH, boottime())
         return False
     os.close(fd)
-    n, since = boottime(), t.hint(slot, T.IDLE_SINCE)
-    if not 0 < since <= n or t.p.other_boot:
+    n = boottime()
+    for h in (T.LAST_ATTACH, T.LAST_RELEASE, T.IDLE_SINCE):
+        if t.hint(slot, h) > n:
+            t.set_hint(slot, h, n)  # or it would be now for ever
+    used = stamp(t, slot, T.LAST_ATTACH)
+    since = stamp(t, slot, T.IDLE_SINCE)
+    if not since or since < used:
         t.set_hint(slot, T.IDLE_SINCE, n)
         since = n
     rel = stamp(t, slot, T.LAST_RELEASE)
-    if rel and rel < since and rel >= t.hint(slot, T.LAST_ATTACH):
+    if rel and rel >= used:
         since = rel
     return n - since >= ttl
