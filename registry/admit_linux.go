@@ -253,8 +253,11 @@ func (l *loader) extend(total int64) error {
 		if err != nil {
 			return gone, err
 		}
-		t.SetHint(l.slot, layout.HintReserved, uint64(left+n))
 		need := uint64(l.need.Add(n))
+		if !t.keyIs(l.slot, l.key) {
+			return gone, nil // a stranger's change
+		}
+		t.SetHint(l.slot, layout.HintReserved, uint64(left+n))
 		t.SetHint(l.slot, layout.HintPromised, need)
 		if l.word.State() == layout.Loading {
 			t.SetHint(l.slot, layout.HintBytes, need)

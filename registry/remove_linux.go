@@ -270,7 +270,7 @@ func (t *tx) freeSlot(gone *[]removal) (slot int, again bool, err error) {
 		if t.Sane(slot) != nil {
 			t.Reset(slot)
 		}
-		if t.Word(slot).State() != layout.Free {
+		if t.Word(slot).State() != layout.Free || t.promised(slot) {
 			continue
 		}
 		if t.Hint(slot, layout.HintDeaths) == 0 {
@@ -296,6 +296,21 @@ func (t *tx) freeSlot(gone *[]removal) (slot int, again bool, err error) {
 		}
 	}
 	return 0, false, ErrTableFull
+}
+
+// promised reports whether a FREE slot holds what a running load was promised: one
+// that replaces a generation which somebody has removed meanwhile.
+func (t *tx) promised(slot int) bool {
+	key, ok := t.Key(slot)
+	if !ok || t.Hint(slot, layout.HintPromised) == 0 && t.Hint(slot, layout.HintReserved) == 0 {
+		return false
+	}
+	held, err := t.p.lockFile(layout.StripeLock(layout.Stripe(key))).TryLock()
+	if err != nil {
+		return true
+	}
+	_ = held.Unlock()
+	return false
 }
 
 // buryDead cleans up after every dead loader of any stripe: LOADING, or bytes

@@ -191,3 +191,53 @@ func TestFutureTimesOfUse(t *testing.T) {
 		t.Errorf("%+v, %v", e, err)
 	}
 }
+
+// A replacement keeps what it was promised when its old generation is removed
+// meanwhile, and so its slot: not the bytes, nor the slot, go to another load.
+func TestReplacementKeepsItsPromise(t *testing.T) {
+	const big = 30 << 20
+	r := newRegistry(t, &Options{Budget: big + 1<<20})
+	idle(t, r, "a")
+	src := madeSource("2", map[string][]byte{"w.bin": make([]byte, big)})
+	load := src.Load
+	src.Size, src.Replace = big, true
+	src.Load = func(ctx context.Context, w *Writer) error {
+		must(t, r.Remove(ctxb, "a"))
+		other := madeSource("1", map[string][]byte{"w.bin": make([]byte, big)})
+		_, err := r.GetOrLoad(ctxb, "b", other)
+		wantErr(t, err, ErrNoSpace)
+		return load(ctx, w)
+	}
+	m, err := r.GetOrLoad(ctxb, "a", src)
+	must(t, err)
+	m.Close()
+	if s := stats(t, r); s.Reserved != 0 || s.Takeovers != 0 {
+		t.Errorf("%+v", s)
+	}
+}
+
+// The same while it grows beyond what it announced.
+func TestReplacementExtendsInItsOwnSlot(t *testing.T) {
+	r := newRegistry(t, nil)
+	idle(t, r, "a")
+	m, err := r.GetOrLoad(ctxb, "a", Source{Version: "2", Replace: true, Load: func(ctx context.Context, w *Writer) error {
+		must(t, r.Remove(ctxb, "a"))
+		idle(t, r, "b")
+		f, err := w.Create("w.bin", -1)
+		if err == nil {
+			_, err = f.Write(make([]byte, 9<<20))
+		}
+		return err
+	}})
+	must(t, err)
+	m.Close()
+	if e, err := r.Entry("b"); err != nil || e.Reserved != 0 {
+		t.Errorf("%+v, %v", e, err)
+	}
+	src := small("2")
+	src.Replace = true
+	mustLoad(t, r, "b", src).Close()
+	if s := stats(t, r); s.Reserved != 0 || s.Takeovers != 0 {
+		t.Errorf("nobody died, and no load runs: %+v", s)
+	}
+}

@@ -287,7 +287,7 @@ def free_slot(t: Tx, gone: list[Removal]) -> int | None:
     for slot in range(t.slots):
         if t.insane(slot):
             t.reset(slot)
-        if T.state_of(t.word(slot)) != L.FREE:
+        if T.state_of(t.word(slot)) != L.FREE or _promised(t, slot):
             continue
         if not t.hint(slot, T.DEATHS):
             return slot
@@ -303,6 +303,19 @@ def free_slot(t: Tx, gone: list[Removal]) -> int | None:
         raise TableFull()
     gone += more
     return None
+
+
+def _promised(t: Tx, slot: int) -> bool:
+    """A FREE slot holds what a running load was promised: one that replaces a generation
+    which somebody has removed meanwhile."""
+    key = t.key(slot)
+    if key is None or not (t.hint(slot, T.PROMISED) or t.hint(slot, T.RESERVED)):
+        return False
+    held = t.p.try_key(T.stripe(key))
+    if held is None:
+        return True
+    held.unlock()
+    return False
 
 
 class Demand(NamedTuple):
