@@ -24,7 +24,8 @@ const (
 )
 
 // Check looks for every broken invariant: in the table, and between the table,
-// the manifests, the payload and the locks. It changes nothing. With T obtainable
+// the manifests, the payload and the locks. It changes nothing;
+// with opts.Data each model is attached, which counts as a use. With T obtainable
 // within a second it sees one moment; otherwise what it lists may be in motion.
 //
 // Errors: ErrNotFound (opts.Key), ErrReadOnly never; an empty list means sound.

@@ -21,6 +21,7 @@ type host struct {
 	mu     sync.Mutex
 	place  *place
 	closed bool
+	own    bool // this user had the registry, in one of its lives
 
 	// attaching keeps the goroutines of this process from mapping one model
 	// twice at the same moment; striped by key.
@@ -33,7 +34,7 @@ func (h *host) open(r *Registry) error {
 	if err != nil {
 		return err
 	}
-	h.place = p
+	h.place, h.own = p, p.mine
 	if p.mine && !r.opts.MustExist && p.untidy() && h.cannotWrite(p) == nil {
 		// Open has no context: if somebody holds T, he or the next collects.
 		_, err = h.collect(context.Background(), p, true)
@@ -66,28 +67,29 @@ func (h *host) close() error {
 	h.place, h.closed = nil, true
 	h.mu.Unlock()
 	if p != nil {
+		p.closed.Store(true)
 		p.unref()
 	}
 	return nil
 }
 
-// here returns the registry as it is now, referenced. One that was deleted is
-// opened, or made, again.
+// here returns the registry as it is now, referenced. One that was deleted, or moved
+// away where another one is now, is opened, or made, again.
 func (h *host) here() (*place, error) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	if h.closed {
 		return nil, ErrClosed
 	}
-	if h.place.isGone() {
+	if h.place.isGone() || h.place.top.Moved() {
 		// Whoever only reads somebody else's registry must not make one in its
 		// place: the name is not his.
-		p, err := openPlace(h.r, !h.r.opts.MustExist && h.place.mine)
+		p, err := openPlace(h.r, !h.r.opts.MustExist && h.own)
 		if err != nil {
 			return nil, err
 		}
 		h.place.unref()
-		h.place = p
+		h.place, h.own = p, h.own || p.mine
 	}
 	h.place.ref()
 	return h.place, nil

@@ -190,6 +190,9 @@ func (h *host) load(ctx context.Context, key string, src *Source) (a *attachment
 		}
 	}()
 	crashpoint.Hit("load.lock-key")
+	if p.closed.Load() {
+		return nil, false, ErrClosed
+	}
 
 	l := &loader{ctx: ctx, h: h, p: p, key: key, src: src, plan: plan, replace: src.Replace, started: time.Now()}
 	if !src.Replace {

@@ -43,8 +43,9 @@ type place struct {
 
 	sizes map[string]int64 // of published generations' names, which do not change. Under T
 
-	refs atomic.Int64
-	gone atomic.Bool
+	refs   atomic.Int64
+	gone   atomic.Bool
+	closed atomic.Bool // by the Registry: nothing is to be waited for
 
 	boot struct {
 		sync.Once
@@ -253,11 +254,11 @@ func (p *place) destroy() {
 }
 
 // isGone asks the kernel whether the table, and the folder of the models, still
-// have a name. If the kernel cannot tell they have: opening the registry anew
+// have a name, and the table the owner that it had. If the kernel cannot tell they have: opening the registry anew
 // would not help.
 func (p *place) isGone() bool {
 	var st unix.Stat_t
-	if p.gone.Load() || unix.Fstat(p.fd, &st) == nil && (st.Nlink == 0 || st.Size != p.stat.Size) || !p.m.Alive() {
+	if p.gone.Load() || unix.Fstat(p.fd, &st) == nil && (st.Nlink == 0 || st.Size != p.stat.Size || st.Uid != p.stat.Uid) || !p.m.Alive() {
 		p.gone.Store(true)
 		return true
 	}
@@ -417,7 +418,8 @@ type keyGrant struct {
 // lockKey takes the load lock of a stripe. Waiting uses no processor and ends
 // with ctx. If done, which may be nil, is true when the lock is granted the next
 // one in the queue gets it at once and the caller errAgain. waits, which may be
-// nil, counts those who do not get it at once.
+// nil, counts those who do not get it at once. errGone: the registry was deleted,
+// closed or moved while it waited, whatever its holder does.
 func (p *place) lockKey(ctx context.Context, stripe int, done func() bool, waits *atomic.Uint64) (*lockfile.Held, error) {
 	file := p.lockFile(layout.StripeLock(stripe))
 	held, err := file.TryLock()
@@ -453,10 +455,20 @@ func (p *place) lockKey(ctx context.Context, stripe int, done func() bool, waits
 	}
 	q.mu.Unlock()
 	p.prepare()
-	select {
-	case g := <-me.got:
-		return g.held, p.lockErr(g.err)
-	case <-ctx.Done():
+	look := time.NewTicker(lookAgain)
+	defer look.Stop()
+	for {
+		select {
+		case g := <-me.got:
+			return g.held, p.lockErr(g.err)
+		case <-look.C:
+			if !p.closed.Load() && !p.isGone() && !p.top.Moved() {
+				continue
+			}
+			err = errGone
+		case <-ctx.Done():
+			err = ctx.Err()
+		}
 		q.mu.Lock()
 		me.left = true
 		q.mu.Unlock()
@@ -467,9 +479,12 @@ func (p *place) lockKey(ctx context.Context, stripe int, done func() bool, waits
 			}
 		default:
 		}
-		return nil, ctx.Err()
+		return nil, err
 	}
 }
+
+// lookAgain is how soon a waiter notices that what it waits in is over.
+const lookAgain = time.Second
 
 func (p *place) lockErr(err error) error {
 	if errors.Is(err, lockfile.ErrGone) {

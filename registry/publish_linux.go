@@ -85,8 +85,9 @@ func (l *loader) publish(ctx context.Context) error {
 					return errAgain
 				}
 			case l.word.State() == layout.Ready:
-				// The generation that we replace was evicted meanwhile, and the
-				// slot may be another key's by now. K is still ours.
+				// The generation that we replace was evicted meanwhile. Nobody
+				// else takes the slot as long as K is ours and room promised; a
+				// stranger's change may have moved it all the same.
 				slot, w, err := l.look(t, &gone)
 				if err != nil {
 					return err

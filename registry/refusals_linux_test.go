@@ -123,34 +123,39 @@ func TestSlotChangedDuringALoad(t *testing.T) {
 	mustLoad(t, r, "k", small("1"))
 }
 
-// The model that is being replaced is evicted, its slot and all others are taken.
-func TestReplacedModelLosesItsSlot(t *testing.T) {
-	for _, room := range []bool{true, false} {
-		t.Run(fmt.Sprintf("room %v", room), func(t *testing.T) {
+// The model that is being replaced is removed, and all other slots are taken: its own
+// is kept for it, and is not to be had.
+func TestReplacementKeepsItsSlot(t *testing.T) {
+	for _, idle := range []bool{true, false} {
+		t.Run(fmt.Sprintf("one may go %v", idle), func(t *testing.T) {
 			r := newRegistry(t, &Options{Slots: layout.MinSlots})
 			loadIdle(t, r, "k", small("1"))
 			src := one("w.bin", -1, func(f *FileWriter) error {
 				noErr(t, r.Remove(ctxb, "k"))
-				for i := range layout.MinSlots {
+				for i := range layout.MinSlots - 1 {
 					m := mustLoad(t, r, fmt.Sprint("other/", i), small("1"))
-					if room && i == 0 {
-						noErr(t, m.Close()) // this one may go
+					if idle && i == 0 {
+						noErr(t, m.Close())
 					}
 				}
-				_, err := f.Write([]byte("second"))
+				m, err := r.GetOrLoad(ctxb, "one more", small("1"))
+				if idle {
+					noErr(t, err)
+					noErr(t, m.Close())
+				} else {
+					wantErr(t, err, ErrTableFull)
+				}
+				_, err = f.Write([]byte("second"))
 				return err
 			})
 			src.Replace = true
 			m, err := r.GetOrLoad(ctxb, "k", src)
-			if !room {
-				wantErr(t, err, ErrTableFull)
-				return
-			}
 			noErr(t, err)
 			defer m.Close()
 			wantBytes(t, m, "w.bin", []byte("second"))
-			_, err = r.Get("other/0")
-			wantErr(t, err, ErrNotFound)
+			if _, err = r.Entry("other/0"); errors.Is(err, ErrNotFound) != idle {
+				t.Errorf("other/0: %v", err)
+			}
 		})
 	}
 }

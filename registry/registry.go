@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"path/filepath"
 	"runtime/debug"
 	"slices"
 	"sync"
@@ -61,6 +62,11 @@ type flight struct{ done chan struct{} }
 // Errors: ErrNoRegistry, ErrUntrusted, ErrVersion, ErrCorrupt, ErrLimit,
 // ErrNoSpace, errors.ErrUnsupported, fs.ErrPermission.
 func Open(dir string, opts *Options) (*Registry, error) {
+	// The working directory may be another one when a deleted registry is made again.
+	dir, err := filepath.Abs(dir)
+	if err != nil {
+		return nil, &Error{Op: "open", Path: dir, Err: err}
+	}
 	r := &Registry{dir: dir}
 	if opts != nil {
 		r.opts = *opts
@@ -98,7 +104,7 @@ func (o *Options) check() error {
 	return nil
 }
 
-// Dir is the directory that was opened.
+// Dir is the directory that was opened, as an absolute path.
 func (r *Registry) Dir() string { return r.dir }
 
 // Close ends the use of the registry by this process. Models that are still

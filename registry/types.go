@@ -34,7 +34,8 @@ const (
 // Source says where a model comes from: exactly one of Path and Load is set.
 type Source struct {
 	// Path of a file or a folder. Symbolic links in it are followed to regular
-	// files; anything else that is not a folder is refused.
+	// files; anything else that is not a folder is refused. What is compared once
+	// per process is its text: a relative path must go on meaning the same.
 	Path string
 
 	// Load writes the model's files. It runs in the calling goroutine, once per
@@ -196,7 +197,7 @@ type Problem struct {
 // CheckOptions of Check.
 type CheckOptions struct {
 	Key  string // only this one; "" is all
-	Data bool   // digest the payload again
+	Data bool   // digest the payload again: each model is used by that
 }
 
 // GCReport says what GC removed.

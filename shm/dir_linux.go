@@ -186,8 +186,21 @@ func (d *Dir) Join(name string) string { return d.path + "/" + name }
 // Owner is the uid that may write.
 func (d *Dir) Owner() uint32 { return d.owner }
 
-// Perm are the directory's permission bits.
-func (d *Dir) Perm() uint32 { return d.perm }
+// Perm are the directory's permission bits as they are now: its owner may have let
+// others read since it was opened.
+func (d *Dir) Perm() uint32 {
+	var st unix.Stat_t
+	if unix.Fstat(d.fd, &st) != nil {
+		return d.perm
+	}
+	return st.Mode & 0o7777
+}
+
+// Moved reports whether the path leads to another directory now.
+func (d *Dir) Moved() bool {
+	var st unix.Stat_t
+	return unix.Lstat(d.path, &st) == nil && (st.Dev != d.dev || st.Ino != d.ino)
+}
 
 // Device is the tmpfs that the directory lies on.
 func (d *Dir) Device() uint64 { return d.dev }
