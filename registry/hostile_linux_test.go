@@ -359,6 +359,7 @@ func callsWithKey(r *Registry, key string) map[string]error {
 	_, errs["Rollout"] = r.Rollout(ctxb, key, small("1"), nil)
 	errs["Use"] = r.Use(key, func(*Model) error { return nil })
 	errs["Remove"] = r.Remove(ctxb, key)
+	errs["PlanRemove"] = r.PlanRemove(ctxb, key)
 	errs["Pin"] = r.Pin(ctxb, key)
 	errs["Unpin"] = r.Unpin(ctxb, key)
 	errs["SetTTL"] = r.SetTTL(ctxb, key, 1)

@@ -99,14 +99,25 @@ func (r *Registry) Config() (c Config, err error) {
 // SetConfig changes the registry's limits for all processes. A budget below what
 // is loaded evicts nothing by itself: the next load, or Trim, does.
 func (r *Registry) SetConfig(ctx context.Context, c Config) error {
+	return r.setConfig(ctx, c, false)
+}
+
+// PlanConfig is the error that SetConfig would return now, and changes nothing.
+func (r *Registry) PlanConfig(ctx context.Context, c Config) error {
+	return r.setConfig(ctx, c, true)
+}
+
+func (r *Registry) setConfig(ctx context.Context, c Config, dry bool) error {
 	ppm := math.Round(c.BudgetShare * 1e6)
 	if c.Budget < 0 || !(c.BudgetShare >= 0 && c.BudgetShare <= 1) || c.BudgetShare > 0 && ppm == 0 || c.TTL < 0 {
 		return opErr("config", "", fmt.Errorf("budget %d bytes or %v of the tmpfs, TTL %v: %w", c.Budget, c.BudgetShare, c.TTL, ErrConfig))
 	}
 	err := r.host.each(func(p *place) error {
 		return p.withTable(ctx, "edit.lock-table", func(t *tx) error {
-			t.SetBudget(uint64(c.Budget), uint64(ppm))
-			t.SetDefaultTTL(uint64(c.TTL))
+			if !dry {
+				t.SetBudget(uint64(c.Budget), uint64(ppm))
+				t.SetDefaultTTL(uint64(c.TTL))
+			}
 			return nil
 		})
 	})
@@ -184,6 +195,44 @@ func (p *place) linkedUsage() (n int64) {
 		n += p.m.TreeUsage(name)
 	}
 	return n
+}
+
+// PlanRemove is the error that Remove would return now, and removes nothing.
+func (r *Registry) PlanRemove(ctx context.Context, key string) error {
+	if err := layout.ValidKey(key); err != nil {
+		return opErr("remove", key, err)
+	}
+	err := r.host.each(func(p *place) error {
+		return p.withTable(ctx, "evict.lock-table", func(t *tx) error { return t.planRemove(key) })
+	})
+	if errors.Is(err, lockfile.ErrLocked) {
+		holders, _ := r.Holders(key)
+		err = &InUseError{Holders: holders}
+	}
+	return opErr("remove", key, err)
+}
+
+func (t *tx) planRemove(key string) error {
+	f, ok := t.lookup(key)
+	switch {
+	case !ok || f.Word.State() == layout.Free:
+		return ErrNotFound
+	case f.Word.State() == layout.Loading:
+		held, err := t.p.lockFile(layout.StripeLock(layout.Stripe(key))).TryLock()
+		if err != nil {
+			return &InUseError{Loading: true}
+		}
+		_ = held.Unlock()
+		return ErrNotFound // its loader is dead
+	}
+	victim, err := t.lockVictim(f.Word)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil // a slot without files, which goes too
+	}
+	if err == nil {
+		victim.Close()
+	}
+	return err
 }
 
 // PlanGC says what GC would remove now, and removes nothing. Idle models whose

@@ -5,6 +5,7 @@ package registry
 import (
 	"context"
 	"errors"
+	"fmt"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -594,6 +595,36 @@ var foreignPolicy = child("policy-foreign", func(args []string) error {
 	_, trim := r.Trim(ctxb, 0)
 	return say([]report{
 		reportOf(r.Pin(ctxb, "k")), reportOf(r.Touch(ctxb, "k")), reportOf(r.SetTTL(ctxb, "k", 1)), reportOf(r.Undo(ctxb, "k")),
-		reportOf(r.SetConfig(ctxb, Config{})), reportOf(trim),
+		reportOf(r.SetConfig(ctxb, Config{})), reportOf(r.PlanConfig(ctxb, Config{})), reportOf(r.PlanRemove(ctxb, "k")), reportOf(trim),
 	})
 })
+
+// A plan ends as the removal that follows it, and changes nothing.
+func TestPlanRemove(t *testing.T) {
+	for name, prepare := range map[string]func(*testing.T, *Registry){
+		"missing": func(*testing.T, *Registry) {},
+		"idle":    func(t *testing.T, r *Registry) { idle(t, r, "k") },
+		"pinned":  func(t *testing.T, r *Registry) { idle(t, r, "k"); must(t, r.Pin(ctxb, "k")) },
+		"leased":  func(t *testing.T, r *Registry) { mustLoad(t, r, "k", small("1")) },
+		"without a manifest": func(t *testing.T, r *Registry) {
+			idle(t, r, "k")
+			e, err := r.Entry("k")
+			must(t, err)
+			must(t, os.Remove(genPath(r.Dir(), *e.Info, layout.ManifestExt)))
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			r := newRegistry(t, nil)
+			prepare(t, r)
+			before := pictureOf(t, r.Dir())
+			planned := r.PlanRemove(ctxb, "k")
+			if after := pictureOf(t, r.Dir()); after != before {
+				t.Errorf("changed:\n%s\nfrom:\n%s", after, before)
+			}
+			done := r.Remove(ctxb, "k")
+			if fmt.Sprint(planned) != fmt.Sprint(done) {
+				t.Errorf("planned %v, done %v", planned, done)
+			}
+		})
+	}
+}

@@ -45,6 +45,16 @@ func (r *Registry) PlanTrim(ctx context.Context, to int64) (TrimReport, error) {
 	return TrimReport{}, opErr("trim", "", errPrivate)
 }
 
+// PlanConfig is for shared models.
+func (r *Registry) PlanConfig(ctx context.Context, c Config) error {
+	return opErr("config", "", errPrivate)
+}
+
+// PlanRemove is for shared models.
+func (r *Registry) PlanRemove(ctx context.Context, key string) error {
+	return opErr("remove", key, errPrivate)
+}
+
 // PlanGC is for shared models.
 func (r *Registry) PlanGC(ctx context.Context) (GCReport, error) {
 	return GCReport{}, opErr("gc", "", errPrivate)

@@ -99,6 +99,8 @@ func TestPrivateRegistriesHaveNoPolicy(t *testing.T) {
 		"Config":      func() error { _, err := r.Config(); return err },
 		"SetConfig":   func() error { return r.SetConfig(ctxb, Config{}) },
 		"Trim":        func() error { _, err := r.Trim(ctxb, 0); return err },
+		"PlanConfig":  func() error { return r.PlanConfig(ctxb, Config{}) },
+		"PlanRemove":  func() error { return r.PlanRemove(ctxb, "k") },
 		"PlanTrim":    func() error { _, err := r.PlanTrim(ctxb, 0); return err },
 		"PlanGC":      func() error { _, err := r.PlanGC(ctxb); return err },
 		"Rollout":     func() error { _, err := r.Rollout(ctxb, "k", small("2"), nil); return err },

@@ -31,6 +31,7 @@ func TestInvalidKeysEverywhere(t *testing.T) {
 		"Holders":     func(key string) error { _, err := r.Holders(key + "\x00"); return err },
 		"Undo":        func(key string) error { return r.Undo(ctxb, key) },
 		"Remove":      func(key string) error { return r.Remove(ctxb, key) },
+		"PlanRemove":  func(key string) error { return r.PlanRemove(ctxb, key) },
 		"Touch":       func(key string) error { return r.Touch(ctxb, key) },
 		"Get":         func(key string) error { _, err := r.Get(key); return err },
 		"Use":         func(key string) error { return r.Use(key, func(*Model) error { return nil }) },

@@ -114,12 +114,16 @@ func (a *app) configSet(cmd *cobra.Command, args []string, dry bool) error {
 		return usagef("a share such as budget=80% follows the size of the tmpfs; mount -o remount,size=SIZE changes it",
 			"budget %s: the tmpfs has only %s", a.size(c.Budget), a.size(s.Size))
 	}
+	ctx, stop := a.context(cmd)
+	defer stop()
+	set := r.SetConfig
+	if dry {
+		set = r.PlanConfig
+	}
+	if err := set(ctx, c); err != nil {
+		return err
+	}
 	if !dry {
-		ctx, stop := a.context(cmd)
-		defer stop()
-		if err := r.SetConfig(ctx, c); err != nil {
-			return err
-		}
 		a.noteTightBudget(r)
 	}
 	return a.writeConfig(r, c)

@@ -60,7 +60,7 @@ func (a *app) rm(cmd *cobra.Command, keys []string, dry, yes bool) error {
 	}
 	remove := r.Remove
 	if dry {
-		remove = func(_ context.Context, key string) error { return removable(r, key) }
+		remove = r.PlanRemove
 	}
 
 	ctx, stop := a.context(cmd)
@@ -103,34 +103,6 @@ func (a *app) rm(cmd *cobra.Command, keys []string, dry, yes bool) error {
 		}
 	}
 	return first
-}
-
-// removable is the error that removing a key would end with, as far as can be
-// seen without trying.
-func removable(r *registry.Registry, key string) error {
-	e, err := r.Entry(key)
-	if errors.Is(err, registry.ErrNotFound) {
-		return &registry.Error{Op: "remove", Key: key, Err: registry.ErrNotFound}
-	}
-	if err != nil {
-		return err
-	}
-	inUse := &registry.InUseError{Loading: e.State == "loading"}
-	if !inUse.Loading {
-		hs, err := r.Holders(key)
-		if err != nil {
-			return err
-		}
-		for _, h := range hs {
-			if h.Generation == e.Generation {
-				inUse.Holders = append(inUse.Holders, h)
-			}
-		}
-	}
-	if inUse.Loading || e.Leased || len(inUse.Holders) > 0 {
-		return &registry.Error{Op: "remove", Key: key, Err: inUse}
-	}
-	return nil
 }
 
 func (a *app) rmQuestion(r *registry.Registry, keys []string) string {
