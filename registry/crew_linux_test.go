@@ -167,7 +167,7 @@ func (h *hand) try(o order, a *answer) (err error) {
 		})
 		return err
 	case "undo":
-		return h.r.Undo(ctx, o.Key)
+		return undo(ctx, h.r, o.Key)
 	case "pin":
 		return h.r.Pin(ctx, o.Key)
 	case "pardon":

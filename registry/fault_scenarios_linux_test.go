@@ -413,7 +413,7 @@ var faultScenarios = []faultScenario{
 			if f.did("Rollout", err) {
 				f.use(m, pair)
 				f.did("Close", m.Close())
-				if f.did("Undo", f.r.Undo(ctxb, "k")) {
+				if f.did("Undo", undo(ctxb, f.r, "k")) {
 					f.right(func() error {
 						i, err := f.r.Entry("k")
 						if err != nil || i.Info == nil || i.Info.Origin.Version != version {

@@ -364,7 +364,7 @@ func callsWithKey(r *Registry, key string) map[string]error {
 	errs["Unpin"] = r.Unpin(ctxb, key)
 	errs["SetTTL"] = r.SetTTL(ctxb, key, 1)
 	errs["Touch"] = r.Touch(ctxb, key)
-	errs["Undo"] = r.Undo(ctxb, key)
+	errs["Undo"] = undo(ctxb, r, key)
 	_, errs["Entry"] = r.Entry(key)
 	_, errs["Generations"] = r.Generations(key)
 	_, errs["HugePages"] = r.HugePages(key)

@@ -194,6 +194,12 @@ func forget(t testing.TB, r *Registry) {
 	}
 }
 
+// undo is Undo for those who care for its error only.
+func undo(ctx context.Context, r *Registry, key string) error {
+	_, _, err := r.Undo(ctx, key)
+	return err
+}
+
 // contextFor ends after some milliseconds.
 func contextFor(ms int) (context.Context, context.CancelFunc) {
 	return context.WithTimeout(ctxb, time.Duration(ms)*time.Millisecond)

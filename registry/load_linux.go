@@ -233,6 +233,7 @@ func (h *host) load(ctx context.Context, key string, src *Source) (a *attachment
 	crashpoint.Hit("publish.unlock-key")
 	a = h.r.adopt(a)
 	if l.old.State() == layout.Ready {
+		src.replaced = l.old.Generation()
 		h.r.stats.replaced.Add(1)
 		_ = p.retire(ctx, l.old.Generation(), false)
 	}

@@ -148,7 +148,7 @@ func (o *matrixOrder) visit(a *matrixAnswer) error {
 		if err == nil {
 			m.Close()
 		}
-		a.Did["undo"] = matrixReport(r.Undo(ctxb, "k"))
+		a.Did["undo"] = matrixReport(undo(ctxb, r, "k"))
 		held.Close()
 		a.Did["pin"] = matrixReport(errors.Join(r.Pin(ctxb, "k"), r.Unpin(ctxb, "k")))
 		_, err = r.GC(ctxb)

@@ -16,9 +16,10 @@ import (
 // the process's one mapping of it, and with it a share of the lease that keeps
 // it in memory. It may be used by any number of goroutines until Close.
 type Model struct {
-	a      *attachment
-	loaded bool
-	closed atomic.Bool
+	a        *attachment
+	loaded   bool
+	replaced uint64 // see Info
+	closed   atomic.Bool
 }
 
 // attachment is a process's mapping of a generation, shared by all its Models.
@@ -128,7 +129,7 @@ func (m *Model) Files() []File { return files(m.a.manifest) }
 // Info describes the generation.
 func (m *Model) Info() Info {
 	i := info(m.a.manifest, m.a.path)
-	i.AlreadyPresent = !m.loaded
+	i.AlreadyPresent, i.Replaced = !m.loaded, m.replaced
 	return i
 }
 

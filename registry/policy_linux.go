@@ -309,7 +309,7 @@ func (p *place) plan(t *tx, report *GCReport) {
 // Rollout replaces key by a new generation that was proven first: it is loaded
 // beside the one in use, digested again, and given to prove under a lease; only
 // if prove returns nil it is published. Until then, and for ever if it fails,
-// everybody gets the old generation.
+// everybody gets the old generation. Info.Replaced is the one that it replaced.
 //
 // Errors: those of GetOrLoad, and ErrProof with what prove returned.
 func (r *Registry) Rollout(ctx context.Context, key string, src Source, prove func(context.Context, *Model) error) (*Model, error) {
@@ -332,14 +332,15 @@ func (r *Registry) Rollout(ctx context.Context, key string, src Source, prove fu
 
 // Undo publishes the generation that the present one of key replaced, if it is
 // still in memory: somebody leases it, or nobody has collected it yet. Undoing
-// twice is redoing.
+// twice is redoing. It returns the generation that it published and the one that
+// was published until then.
 //
 // Errors: ErrNotFound, ErrNoPrevious, ErrReadOnly, ErrTimeout.
-func (r *Registry) Undo(ctx context.Context, key string) error {
+func (r *Registry) Undo(ctx context.Context, key string) (published, replaced uint64, err error) {
 	if err := layout.ValidKey(key); err != nil {
-		return opErr("undo", key, err)
+		return 0, 0, opErr("undo", key, err)
 	}
-	err := r.host.each(func(p *place) error {
+	err = r.host.each(func(p *place) error {
 		if no := r.host.cannotWrite(p); no != nil {
 			return no
 		}
@@ -351,52 +352,55 @@ func (r *Registry) Undo(ctx context.Context, key string) error {
 		}
 		defer held.Unlock()
 		crashpoint.Hit("undo.lock-key")
-		return p.withTable(ctx, "undo.lock-table", func(t *tx) error { return t.undo(key) })
+		return p.withTable(ctx, "undo.lock-table", func(t *tx) (err error) {
+			published, replaced, err = t.undo(key)
+			return err
+		})
 	})
-	return opErr("undo", key, err)
+	return published, replaced, opErr("undo", key, err)
 }
 
-func (t *tx) undo(key string) error {
+func (t *tx) undo(key string) (prev, present uint64, err error) {
 	f, ok := t.lookup(key)
 	if !ok || f.Word.State() != layout.Ready {
-		return ErrNotFound
+		return 0, 0, ErrNotFound
 	}
-	prev := t.Hint(f.Slot, layout.HintPrevious)
+	prev = t.Hint(f.Slot, layout.HintPrevious)
 	if prev == 0 || prev > layout.MaxGen || t.named()[prev] {
-		return ErrNoPrevious
+		return 0, 0, ErrNoPrevious
 	}
 	name := layout.GenName(t.Identity().Epoch, prev)
 	m, _, err := t.p.m.Open(name + layout.ManifestExt)
 	if errors.Is(err, fs.ErrNotExist) {
-		return fmt.Errorf("%w: %w", ErrNoPrevious, err)
+		return 0, 0, fmt.Errorf("%w: %w", ErrNoPrevious, err)
 	}
 	if err != nil {
-		return err
+		return 0, 0, err
 	}
 	defer m.Close() // and with it the lock, after T is dropped
 	if err := lockfile.TryShared(m); err != nil {
-		return fmt.Errorf("%w: it is being removed", ErrNoPrevious)
+		return 0, 0, fmt.Errorf("%w: it is being removed", ErrNoPrevious)
 	}
 	crashpoint.Hit("undo.lease")
 	man, st, err := readManifest(m)
 	switch {
 	case err != nil:
-		return fmt.Errorf("%w: %w", ErrNoPrevious, err)
+		return 0, 0, fmt.Errorf("%w: %w", ErrNoPrevious, err)
 	case st.Nlink == 0 || man.Key != key || man.Generation != prev || uint64(man.Epoch) != t.Identity().Epoch:
-		return ErrNoPrevious
+		return 0, 0, ErrNoPrevious
 	}
 	// A linked manifest alone proves nothing: a killed replacer leaves one.
 	for _, mf := range man.Files {
 		st, err := t.p.m.Stat(name + "/" + man.Name + "/" + mf.Path)
 		switch {
 		case errors.Is(err, fs.ErrNotExist), err == nil && st.Size != mf.Size:
-			return fmt.Errorf("%w: it is incomplete: %s", ErrNoPrevious, mf.Path)
+			return 0, 0, fmt.Errorf("%w: it is incomplete: %s", ErrNoPrevious, mf.Path)
 		case err != nil:
-			return err
+			return 0, 0, err
 		}
 	}
 	if !t.CompareAndSwap(f.Slot, f.Word, layout.MakeWord(layout.Ready, prev)) {
-		return ErrBusy
+		return 0, 0, ErrBusy
 	}
 	crashpoint.Hit("undo.ready")
 	t.SetHint(f.Slot, layout.HintPrevious, f.Word.Generation())
@@ -406,7 +410,7 @@ func (t *tx) undo(key string) error {
 	t.SetHint(f.Slot, layout.HintIdleSince, 0)
 	t.end()
 	crashpoint.Hit("undo.unlock")
-	return nil
+	return prev, f.Word.Generation(), nil
 }
 
 // Generations lists what is in memory of key, the newest first: the published

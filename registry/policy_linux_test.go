@@ -466,6 +466,9 @@ func TestRollout(t *testing.T) {
 	if !proved || !old.Stale() || m.Generation() == old.Generation() {
 		t.Errorf("proved %v, stale %v", proved, old.Stale())
 	}
+	if i := m.Info(); i.Replaced != old.Generation() || old.Info().Replaced != 0 || mustGet(t, r, "k").Info().Replaced != 0 {
+		t.Errorf("it replaced %d, and not %d", i.Replaced, old.Generation())
+	}
 	gens, err := r.Generations("k")
 	must(t, err)
 	if len(gens) != 2 || !gens[0].Published || gens[1].Published || gens[0].Generation != m.Generation() ||
@@ -478,6 +481,38 @@ func TestRollout(t *testing.T) {
 	}
 	_, err = r.Generations("nobody")
 	wantErr(t, err, ErrNotFound)
+}
+
+// A rollout that waited for another one replaces what that one published, not
+// what was there when it came.
+func TestRolloutAfterRollout(t *testing.T) {
+	r := newRegistry(t, nil)
+	mustLoad(t, r, "k", small("1"))
+	later, err := Open(r.Dir(), nil)
+	must(t, err)
+	defer later.Close()
+	second := make(chan *Model, 1)
+	first, err := r.Rollout(ctxb, "k", small("2"), func(context.Context, *Model) error {
+		go func() {
+			m, err := later.Rollout(ctxb, "k", small("3"), nil)
+			if err != nil {
+				t.Error(err)
+			}
+			second <- m
+		}()
+		awaitWaits(t, later, 1)
+		return nil
+	})
+	must(t, err)
+	defer first.Close()
+	m := <-second
+	if m == nil {
+		return
+	}
+	defer m.Close()
+	if got := m.Info().Replaced; got != first.Generation() {
+		t.Errorf("generation %d replaced, want %d", got, first.Generation())
+	}
 }
 
 func TestRolloutThatFails(t *testing.T) {
@@ -525,22 +560,26 @@ func TestRolloutThatFails(t *testing.T) {
 
 func TestUndoAndRedo(t *testing.T) {
 	r := newRegistry(t, nil)
-	wantErr(t, r.Undo(ctxb, "k"), ErrNotFound)
+	wantErr(t, undo(ctxb, r, "k"), ErrNotFound)
 	idle(t, r, "k")
-	wantErr(t, r.Undo(ctxb, "k"), ErrNoPrevious)
+	wantErr(t, undo(ctxb, r, "k"), ErrNoPrevious)
 	holder := proctest.Start(t, holdProgram, r.Dir(), "k")
 	holder.Line(t)
 	one := mustGet(t, r, "k").Generation()
 	r.Release("k")
 	two := mustLoad(t, r, "k", Source{Load: small("2").Load, Version: "2", Replace: true})
-	must(t, r.Undo(ctxb, "k"))
+	published, replaced, err := r.Undo(ctxb, "k")
+	must(t, err)
+	if published != one || replaced != two.Generation() {
+		t.Errorf("%d published, %d replaced", published, replaced)
+	}
 	if m := mustGet(t, r, "k"); m.Generation() != one {
 		t.Errorf("generation %d after undo, want %d", m.Generation(), one)
 	}
 	if !two.Stale() {
 		t.Error("what was undone is not stale")
 	}
-	must(t, r.Undo(ctxb, "k")) // redo
+	must(t, undo(ctxb, r, "k")) // redo
 	if m := mustGet(t, r, "k"); m.Generation() != two.Generation() {
 		t.Errorf("generation %d after redo, want %d", m.Generation(), two.Generation())
 	}
@@ -552,7 +591,7 @@ func TestUndoOfWhatIsGone(t *testing.T) {
 	m, err := r.GetOrLoad(ctxb, "k", Source{Load: small("2").Load, Version: "2", Replace: true})
 	must(t, err)
 	defer m.Close()
-	wantErr(t, r.Undo(ctxb, "k"), ErrNoPrevious) // nobody used it: it went at once
+	wantErr(t, undo(ctxb, r, "k"), ErrNoPrevious) // nobody used it: it went at once
 	if m.Stale() {
 		t.Error("a failed undo changed something")
 	}
@@ -564,7 +603,7 @@ func TestUndoOfHalfAGeneration(t *testing.T) {
 	old := mustLoad(t, r, "k", small("1"))
 	m := mustLoad(t, r, "k", Source{Load: small("2").Load, Version: "2", Replace: true})
 	must(t, os.Remove(filepath.Join(old.Path(), "w.bin")))
-	err := r.Undo(ctxb, "k")
+	err := undo(ctxb, r, "k")
 	wantErr(t, err, ErrNoPrevious)
 	wantText(t, err, "incomplete", "w.bin")
 	if m.Stale() {
@@ -594,7 +633,7 @@ var foreignPolicy = child("policy-foreign", func(args []string) error {
 	defer r.Close()
 	_, trim := r.Trim(ctxb, 0)
 	return say([]report{
-		reportOf(r.Pin(ctxb, "k")), reportOf(r.Touch(ctxb, "k")), reportOf(r.SetTTL(ctxb, "k", 1)), reportOf(r.Undo(ctxb, "k")),
+		reportOf(r.Pin(ctxb, "k")), reportOf(r.Touch(ctxb, "k")), reportOf(r.SetTTL(ctxb, "k", 1)), reportOf(undo(ctxb, r, "k")),
 		reportOf(r.SetConfig(ctxb, Config{})), reportOf(r.PlanConfig(ctxb, Config{})), reportOf(r.PlanRemove(ctxb, "k")), reportOf(trim),
 	})
 })

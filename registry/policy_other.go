@@ -66,7 +66,9 @@ func (r *Registry) Rollout(ctx context.Context, key string, src Source, prove fu
 }
 
 // Undo is for shared models.
-func (r *Registry) Undo(ctx context.Context, key string) error { return opErr("undo", key, errPrivate) }
+func (r *Registry) Undo(ctx context.Context, key string) (published, replaced uint64, err error) {
+	return 0, 0, opErr("undo", key, errPrivate)
+}
 
 // Generations is for shared models.
 func (r *Registry) Generations(key string) ([]GenerationInfo, error) {

@@ -104,7 +104,7 @@ func TestPrivateRegistriesHaveNoPolicy(t *testing.T) {
 		"PlanTrim":    func() error { _, err := r.PlanTrim(ctxb, 0); return err },
 		"PlanGC":      func() error { _, err := r.PlanGC(ctxb); return err },
 		"Rollout":     func() error { _, err := r.Rollout(ctxb, "k", small("2"), nil); return err },
-		"Undo":        func() error { return r.Undo(ctxb, "k") },
+		"Undo":        func() error { return undo(ctxb, r, "k") },
 		"Generations": func() error { _, err := r.Generations("k"); return err },
 		"Counters":    func() error { _, err := r.Counters(); return err },
 		"HugePages":   func() error { _, err := r.HugePages("k"); return err },

@@ -29,7 +29,7 @@ func TestInvalidKeysEverywhere(t *testing.T) {
 		"Generations": func(key string) error { _, err := r.Generations(key); return err },
 		"Entry":       func(key string) error { _, err := r.Entry(key); return err },
 		"Holders":     func(key string) error { _, err := r.Holders(key + "\x00"); return err },
-		"Undo":        func(key string) error { return r.Undo(ctxb, key) },
+		"Undo":        func(key string) error { return undo(ctxb, r, key) },
 		"Remove":      func(key string) error { return r.Remove(ctxb, key) },
 		"PlanRemove":  func(key string) error { return r.PlanRemove(ctxb, key) },
 		"Touch":       func(key string) error { return r.Touch(ctxb, key) },
@@ -195,7 +195,7 @@ func TestUndoOfADamagedGeneration(t *testing.T) {
 			src.Replace = true
 			noErr(t, mustLoad(t, r, "k", src).Close())
 			damage(t, r, old.Info())
-			wantErr(t, r.Undo(ctxb, "k"), ErrNoPrevious)
+			wantErr(t, undo(ctxb, r, "k"), ErrNoPrevious)
 			wantBytes(t, mustGet(t, r, "k"), "w.bin", []byte("weights 2"))
 		})
 	}
@@ -219,7 +219,7 @@ func TestLoadLockThatSomebodyHolds(t *testing.T) {
 	defer release()
 	ctx, cancel := contextFor(20)
 	defer cancel()
-	err := r.Undo(ctx, "k")
+	err := undo(ctx, r, "k")
 	wantErr(t, err, ErrTimeout)
 	wantText(t, err, "another load holds this key's lock")
 }

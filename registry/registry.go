@@ -185,7 +185,9 @@ func (r *Registry) GetOrLoad(ctx context.Context, key string, src Source) (*Mode
 	if err != nil {
 		return nil, opErr("load", key, err)
 	}
-	return r.newModel(a, loaded), nil
+	m := r.newModel(a, loaded)
+	m.replaced = slow.replaced
+	return m, nil
 }
 
 // Use calls fn with the model of key and keeps the model attached in this

@@ -344,7 +344,7 @@ func (w *pestered) round(dir string) {
 		w.note("Touch", r.Touch(ctx, key))
 		w.note("SetTTL", r.SetTTL(ctx, key, time.Hour))
 	case n < 91:
-		w.note("Undo", r.Undo(ctx, key))
+		w.note("Undo", undo(ctx, r, key))
 	case n < 93:
 		_, err := r.Config()
 		w.note("Config", err)

@@ -336,7 +336,7 @@ var foreign = child("foreign", func(args []string) error {
 			"Remove": func() error { return r.Remove(ctxb, key) },
 			"GC":     func() error { _, err := r.GC(ctxb); return err },
 			"Pin":    func() error { return r.Pin(ctxb, key) },
-			"Undo":   func() error { return r.Undo(ctxb, key) },
+			"Undo":   func() error { return undo(ctxb, r, key) },
 		} {
 			if err := call(); !errors.Is(err, ErrReadOnly) {
 				return fmt.Errorf("%s: %w", name, err)
@@ -589,7 +589,7 @@ func TestAnotherUserMakesTheRegistryAnew(t *testing.T) {
 	m := mustGet(t, r, "k")
 	wantBytes(t, m, "w.bin", []byte("weights 1"))
 	m.Close()
-	wantErr(t, r.Undo(ctxb, "k"), ErrReadOnly)
+	wantErr(t, undo(ctxb, r, "k"), ErrReadOnly)
 	_, err = r.GetOrLoad(ctxb, "other", small("1"))
 	wantErr(t, err, ErrReadOnly)
 	wantText(t, err, fmt.Sprint("belongs to uid ", foreignUID))

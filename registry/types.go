@@ -55,6 +55,8 @@ type Source struct {
 
 	// prove is called before a new generation is published, see Rollout.
 	prove func(context.Context, *Model) error
+
+	replaced uint64 // set by a load: see Info
 }
 
 // File is one file of a model.
@@ -98,6 +100,10 @@ type Info struct {
 
 	// AlreadyPresent: the call that returned this model did not load it.
 	AlreadyPresent bool
+
+	// Replaced is the generation in whose place that call published this one; 0:
+	// there was none, or the call did not load.
+	Replaced uint64
 }
 
 // Entry is what a slot of the header table describes.

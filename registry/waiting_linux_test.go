@@ -89,7 +89,7 @@ func usesOf(t *testing.T, r *Registry) map[string][]use {
 		"Registry.Release":      each(func(_ context.Context, k string) error { r.Release(k); return nil }),
 		"Registry.Remove":       each(r.Remove),
 		"Registry.PlanRemove":   each(r.PlanRemove),
-		"Registry.Undo":         each(r.Undo),
+		"Registry.Undo":         each(func(ctx context.Context, k string) error { return undo(ctx, r, k) }),
 		"Registry.Pin":          each(r.Pin),
 		"Registry.Unpin":        each(r.Unpin),
 		"Registry.Touch":        each(r.Touch),
@@ -262,7 +262,7 @@ func TestHungLoaderIsNamed(t *testing.T) {
 	named("the registry's limit", err)
 	_, err = limited.Rollout(ctxb, "k", small("mine"), nil)
 	named("a rollout", err)
-	named("undo", limited.Undo(ctxb, "k"))
+	named("undo", undo(ctxb, limited, "k"))
 	if rep := runChild[report](t, impatient, r.Dir(), "k"); !rep.is("ErrTimeout") || !strings.Contains(rep.Text, says) {
 		t.Errorf("a reader: %+v", rep)
 	}

@@ -108,7 +108,6 @@ func (a *app) rollout(cmd *cobra.Command, l *loadFlags, canary, key, path string
 	if err := r.Sharing(); err != nil {
 		return fmt.Errorf("nothing can be shared on this machine: %w", err)
 	}
-	previous := published(r, key)
 	p := a.newProgress(key)
 	src := registry.Source{Path: path, Progress: func(done, total int64) {
 		p.update(done, total)
@@ -137,15 +136,7 @@ func (a *app) rollout(cmd *cobra.Command, l *loadFlags, canary, key, path string
 		return err
 	}
 	defer m.Close()
-	return a.writeRollout("published", key, m.Generation(), previous)
-}
-
-// published is the generation that new users of key get now, 0 for none.
-func published(r *registry.Registry, key string) uint64 {
-	if e, err := r.Entry(key); err == nil && e.State == "ready" {
-		return e.Generation
-	}
-	return 0
+	return a.writeRollout("published", key, m.Generation(), m.Info().Replaced)
 }
 
 func (a *app) writeRollout(result, key string, gen, previous uint64) error {
@@ -283,12 +274,12 @@ func (a *app) rolloutUndo(cmd *cobra.Command, key string) error {
 	defer r.Close()
 	ctx, stop := a.context(cmd)
 	defer stop()
-	previous := published(r, key)
-	if err := r.Undo(ctx, key); err != nil {
+	now, previous, err := r.Undo(ctx, key)
+	if err != nil {
 		if errors.Is(err, registry.ErrNoPrevious) {
 			return err
 		}
 		return suggestKeys(r, key, err)
 	}
-	return a.writeRollout("undone", key, published(r, key), previous)
+	return a.writeRollout("undone", key, now, previous)
 }

@@ -100,7 +100,7 @@ func init() {
 			_, err := w.r.Stats()
 			return nil, err
 		},
-		"undo": func(w *worker, ctx context.Context) (*registry.Model, error) { return nil, w.r.Undo(ctx, w.key()) },
+		"undo": func(w *worker, ctx context.Context) (*registry.Model, error) { return nil, w.undo(ctx, w.key()) },
 		"pin": func(w *worker, ctx context.Context) (*registry.Model, error) {
 			key := w.own()
 			return nil, errors.Join(w.r.Pin(ctx, key), w.r.Unpin(ctx, key))
@@ -127,7 +127,7 @@ func init() {
 			if err := w.idle(ctx, key); err != nil {
 				return old, err
 			}
-			return old, w.r.Undo(ctx, key)
+			return old, w.undo(ctx, key)
 		},
 		"replace-removed": func(w *worker, ctx context.Context) (*registry.Model, error) {
 			key := w.own()
@@ -300,6 +300,11 @@ func (w *worker) idle(ctx context.Context, key string) error {
 		return err
 	}
 	return m.Close()
+}
+
+func (w *worker) undo(ctx context.Context, key string) error {
+	_, _, err := w.r.Undo(ctx, key)
+	return err
 }
 
 // gone removes key, if it is there.
