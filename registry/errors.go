@@ -58,6 +58,11 @@ func (timeoutError) Error() string { return "timed out" }
 
 func (timeoutError) Is(target error) bool { return target == context.DeadlineExceeded }
 
+// waitedError is the ErrTimeout of one who waited for another load.
+type waitedError struct{ error }
+
+func (e waitedError) Unwrap() error { return e.error }
+
 // Error says which operation failed on what. Path is empty where it would
 // repeat the text of Err.
 type Error struct {
@@ -234,6 +239,8 @@ func (e *LeakError) Error() string {
 func Hint(err error) string {
 	var changed *SourceChangedError
 	var inUse *InUseError
+	var waited waitedError
+	var ours *Error
 	switch {
 	case errors.Is(err, ErrNoRegistry):
 		return "load a model first: shmctl load KEY PATH"
@@ -244,7 +251,7 @@ func Hint(err error) string {
 	case errors.Is(err, ErrInUse):
 		return "shmctl holders KEY shows who; the memory goes when the last of them ends"
 	case errors.Is(err, ErrNoSpace):
-		return "free models with shmctl rm KEY, or give the tmpfs more room: mount -o remount,size=SIZE /dev/shm (containers: --shm-size)"
+		return "free models with shmctl rm KEY, or give the tmpfs more room: remount it with a larger size= (containers: --shm-size)"
 	case errors.Is(err, ErrTableFull):
 		return "remove models with shmctl rm KEY, or create the registry with more slots (--slots)"
 	case errors.As(err, &changed):
@@ -263,11 +270,15 @@ func Hint(err error) string {
 		return "somebody holds the manifest exclusively: shmctl holders KEY"
 	case errors.Is(err, ErrNoPrevious):
 		return "load the previous version again: shmctl load --replace KEY PATH"
-	case errors.Is(err, ErrTimeout):
+	case errors.As(err, &waited):
 		return "another process is loading; shmctl ls shows it, --timeout waits longer"
+	case errors.Is(err, ErrTimeout):
+		return "a longer --timeout gives it more time"
 	case errors.Is(err, ErrLimit):
 		return "raise the limit that the text names"
-	case errors.Is(err, fs.ErrPermission):
+	case errors.Is(err, ErrSource), errors.Is(err, ErrProof):
+		return "" // whatever was refused is not in the registry
+	case errors.Is(err, fs.ErrPermission) && errors.As(err, &ours):
 		return "run as the user who owns the registry"
 	}
 	return ""

@@ -41,7 +41,8 @@ func TestHints(t *testing.T) {
 		ErrCorrupt:                         "shmctl check",
 		ErrGone:                            "shmctl check",
 		ErrBusy:                            "shmctl holders",
-		ErrTimeout:                         "--timeout",
+		ErrTimeout:                         "more time",
+		waitedError{ErrTimeout}:            "another process is loading",
 		ErrLimit:                           "limit",
 		fs.ErrPermission:                   "user who owns",
 		fmt.Errorf("far away: %w", ErrNoRegistry): "shmctl load",
@@ -51,7 +52,12 @@ func TestHints(t *testing.T) {
 			t.Errorf("%v: hint %q does not say %q", err, h, part)
 		}
 	}
-	for _, err := range []error{nil, errors.New("else"), context.Canceled, ErrClosed} {
+	for _, err := range []error{
+		nil, errors.New("else"), context.Canceled, ErrClosed,
+		fs.ErrPermission, // of something else
+		&Error{Op: "load", Key: "k", Err: fmt.Errorf("%w: %w", ErrSource, fs.ErrPermission)},
+		&Error{Op: "load", Key: "k", Err: fmt.Errorf("%w: %w", ErrProof, fs.ErrPermission)},
+	} {
 		if h := Hint(err); h != "" {
 			t.Errorf("%v: hint %q", err, h)
 		}

@@ -268,7 +268,7 @@ func (h *host) waitErr(err error, p *place, key string) error {
 	if pid := p.loaderPID(key); pid != 0 {
 		return hungErr(pid)
 	}
-	return fmt.Errorf("%w: another load holds this key's lock", ErrTimeout)
+	return waitedError{fmt.Errorf("%w: another load holds this key's lock", ErrTimeout)}
 }
 
 // nameLoader is waitErr for those who have waited for something else, or whose
@@ -286,7 +286,7 @@ func (h *host) nameLoader(err error, key string) error {
 }
 
 func hungErr(pid uint64) error {
-	return fmt.Errorf("%w: pid %d is loading it, or hangs", ErrTimeout, pid)
+	return waitedError{fmt.Errorf("%w: pid %d is loading it, or hangs", ErrTimeout, pid)}
 }
 
 // loaderPID is what the loader of key calls itself; 0 if there is none.

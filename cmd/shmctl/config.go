@@ -91,8 +91,12 @@ func (a *app) configSet(cmd *cobra.Command, args []string, dry bool) error {
 		case "budget":
 			err = setBudget(&c, value)
 		case "ttl":
-			if c.TTL, err = parseTTL(value); value == "default" {
+			c.TTL, err = parseTTL(value)
+			switch {
+			case value == "default":
 				err = usagef("", "ttl %q: this is the default that is set here; write never", value)
+			case err != nil: // whose own hint is for models
+				err = withHint(err, "write 90s, 15m or 12h, or never")
 			}
 			c.TTL = max(c.TTL, 0) // never is 0 for a registry
 		default:
@@ -111,7 +115,7 @@ func (a *app) configSet(cmd *cobra.Command, args []string, dry bool) error {
 		return err
 	}
 	if c.Budget > s.Size {
-		return usagef("a share such as budget=80% follows the size of the tmpfs; mount -o remount,size=SIZE changes it",
+		return usagef("a share such as budget=80% follows the size of the tmpfs; more room: "+a.moreRoom(),
 			"budget %s: the tmpfs has only %s", a.size(c.Budget), a.size(s.Size))
 	}
 	ctx, stop := a.context(cmd)

@@ -69,7 +69,7 @@ func (a *app) doctor(cmd *cobra.Command) error {
 	if unreadable != nil && doctor.Worst(fs) < doctor.Fail { // else that is why
 		fs = append(fs, doctor.Finding{
 			Check: "registry", Severity: doctor.Fail, Text: "the registry cannot be opened: " + unreadable.Error(),
-			Reason: "Nobody can attach a model from it.", Fix: hintOf(unreadable),
+			Reason: "Nobody can attach a model from it.", Fix: a.hintOf(unreadable),
 		})
 	}
 	if err := a.writeFindings(fs); err != nil {

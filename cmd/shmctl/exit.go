@@ -9,6 +9,7 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"github.com/onecopy/onecopy/internal/doctor"
 	"github.com/onecopy/onecopy/registry"
 )
 
@@ -108,7 +109,7 @@ func (a *app) fail(cmd *cobra.Command, err error) int {
 	if code == "interrupted" {
 		text = "interrupted"
 	}
-	a.report(code, text, hintOf(err))
+	a.report(code, text, a.hintOf(err))
 	return exit
 }
 
@@ -130,7 +131,7 @@ func withHint(err error, hint string) error {
 
 // hintOf is the advice that belongs to an error: the command's own, else what
 // the command line can do about it, else the library's.
-func hintOf(err error) string {
+func (a *app) hintOf(err error) string {
 	var h *hinted
 	if errors.As(err, &h) {
 		return h.hint
@@ -139,10 +140,12 @@ func hintOf(err error) string {
 	var e *registry.Error
 	var room *registry.NoSpaceError
 	switch {
-	case errors.As(err, &room) && room.Need <= room.Free && (room.Headroom < 0 || room.Need <= room.Headroom):
-		return "the budget is the limit: shmctl config set budget=SIZE raises it, shmctl rm KEY frees a model"
 	case errors.As(err, &ce):
 		return "" // what the library would say is about registries
+	case errors.As(err, &room) && room.Need <= room.Free && (room.Headroom < 0 || room.Need <= room.Headroom):
+		return "the budget is the limit: shmctl config set budget=SIZE raises it, shmctl rm KEY frees a model"
+	case errors.Is(err, registry.ErrNoSpace):
+		return "free models with shmctl rm KEY, or give the tmpfs more room: " + a.moreRoom()
 	case errors.Is(err, registry.ErrNoRegistry):
 		return "shmctl load KEY PATH creates it; --dir or ONECOPY_DIR names another"
 	case errors.Is(err, registry.ErrCorrupt) && errors.As(err, &e) && (e.Op == "open" || e.Op == "dump"):
@@ -151,10 +154,19 @@ func hintOf(err error) string {
 		return "shmctl load --replace loads the source as it is now; --on-change ignore keeps what is loaded"
 	}
 	hint := registry.Hint(err)
-	if errors.As(err, &e) && !errors.Is(err, registry.ErrNoSpace) && !errors.Is(err, registry.ErrTableFull) {
+	if errors.As(err, &e) && !errors.Is(err, registry.ErrTableFull) {
 		return nameKey(hint, e.Key) // where room is wanted, KEY is any other one
 	}
 	return hint
+}
+
+// moreRoom is the command that enlarges the registry's tmpfs.
+func (a *app) moreRoom() string {
+	remount := doctor.RemountSize(a.registryDir())
+	if strings.HasSuffix(remount, " /dev/shm") {
+		remount += " (containers: --shm-size)"
+	}
+	return remount
 }
 
 // nameKey puts a key into advice such as "shmctl rm KEY", so that it can be

@@ -75,7 +75,7 @@ func hasFile(m *registry.Model, file string) error {
 		}
 		names = append(names, f.Path)
 	}
-	hint := "shmctl stat " + m.Key() + " lists its files"
+	hint := nameKey("shmctl stat KEY lists its files", m.Key())
 	if near := nearest(file, names); len(near) > 0 {
 		hint = "did you mean " + quotedList(near) + "?"
 	}

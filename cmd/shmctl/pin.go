@@ -139,7 +139,7 @@ func (a *app) forKeys(cmd *cobra.Command, keys []string, done string, do func(*r
 			first = err
 		} else {
 			_, code := a.classify(err)
-			a.report(code, err.Error(), hintOf(err))
+			a.report(code, err.Error(), a.hintOf(err))
 		}
 		if errors.Is(err, context.Canceled) || errors.Is(err, context.DeadlineExceeded) {
 			break

@@ -91,7 +91,7 @@ func (a *app) rm(cmd *cobra.Command, keys []string, dry, yes bool) error {
 			// Only one error can end the command; the first decides the exit
 			// code, so it is reported last, by run.
 			_, code := a.classify(err)
-			a.report(code, err.Error(), hintOf(err))
+			a.report(code, err.Error(), a.hintOf(err))
 		}
 		if errors.Is(err, context.Canceled) || errors.Is(err, context.DeadlineExceeded) {
 			break

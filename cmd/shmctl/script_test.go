@@ -471,3 +471,17 @@ func scrape() {
 		os.Exit(1)
 	}
 }
+
+// More room is for the file system that the registry lies on.
+func TestMoreRoom(t *testing.T) {
+	for dir, want := range map[string]string{
+		"/proc/r":    "mount -o remount,size=SIZE /proc",
+		"/dev/shm/r": "mount -o remount,size=SIZE /dev/shm (containers: --shm-size)",
+	} {
+		a := &app{dir: dir}
+		err := &registry.Error{Op: "load", Key: "k", Err: registry.ErrNoSpace}
+		if got := a.hintOf(err); !strings.HasSuffix(got, ": "+want) || !strings.Contains(got, "shmctl rm KEY") {
+			t.Errorf("%s: %q", dir, got)
+		}
+	}
+}
