@@ -270,6 +270,14 @@ func TestTopLive(t *testing.T) {
 	}
 }
 
+// Before it has looked it says nothing about the registry.
+func TestTopBeforeTheFirstLook(t *testing.T) {
+	m := &topModel{a: newApp(nil, nil, nil, nil)}
+	if first := m.View().Content; strings.Contains(first, "registry") || !strings.Contains(first, "KEY") {
+		t.Errorf("%q", first)
+	}
+}
+
 // A window may have any size, and change it.
 func TestTopInAnyWindow(t *testing.T) {
 	dir := demoRegistry(t, map[string]int64{"ant": 3000, "bert": 9000, "cat": 5000, "dog": 1})
@@ -278,7 +286,7 @@ func TestTopInAnyWindow(t *testing.T) {
 	for _, s := range [][2]int{{20, 3}, {3, 40}, {200, 2}, {40, 6}} {
 		x.resize(s[0], s[1])
 		x.see(fmt.Sprint("fitting into ", s), func(lines []string) bool {
-			return len(lines) > 0 && strings.HasPrefix("4 models", lines[0][:min(8, len(lines[0]))])
+			return len(lines) > 0 && lines[0] != "" && strings.HasPrefix("4 models", lines[0][:min(8, len(lines[0]))])
 		})
 	}
 	x.resize(40, 6)

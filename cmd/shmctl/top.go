@@ -394,16 +394,17 @@ func (m *topModel) View() tea.View {
 		row[0] = visible(row[0])
 		rows = append(rows, row)
 	}
-	if m.doc.Time == nil {
-		rows = rows[:1]
-	}
 	widths := make([]int, len(topHeader))
 	for _, row := range rows {
 		for i, c := range row {
 			widths[i] = max(widths[i], len([]rune(c)))
 		}
 	}
-	lines := []string{visible(a.topSummary(m.doc)), "sorted by " + m.t.sort + "; k s r p h a g sort, q quits", ""}
+	summary := "" // until there is something to say
+	if m.doc.Time != nil {
+		summary = visible(a.topSummary(m.doc))
+	}
+	lines := []string{summary, "sorted by " + m.t.sort + "; k s r p h a g sort, q quits", ""}
 	for n, row := range rows {
 		var b strings.Builder
 		for i, c := range row {
