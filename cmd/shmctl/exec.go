@@ -9,6 +9,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"regexp"
+	"slices"
 	"strings"
 
 	"github.com/spf13/cobra"
@@ -44,33 +45,49 @@ open stay readable, but the model may be removed. Python's subprocess closes
 them for its children unless pass_fds=[int(os.environ["ONECOPY_LEASE_FD"])].
 
 With --load PATH the model is loaded first if it is not there, as by shmctl load.
+A key that begins with "-" goes between two "--".
 
 Exit codes: 125 when shmctl itself failed, 126 when COMMAND cannot be executed,
 127 when it was not found, 130 when interrupted before it started, else those of
 COMMAND.`,
 		Example: `  shmctl exec bert -- python serve.py {}
   shmctl exec smollm -- llama-server -m {}/SmolLM2-135M-Instruct.Q4_1.gguf
+  shmctl exec -- -odd-key -- python serve.py {}
   shmctl exec bert --load ./all-MiniLM-L6-v2 -- sh -c 'ls "$ONECOPY_PATH"'`,
 		Args: func(cmd *cobra.Command, args []string) error {
-			hint := "the form is: shmctl exec KEY [--load PATH] -- COMMAND [ARG...]"
-			switch dash := cmd.ArgsLenAtDash(); {
-			case dash < 0 && len(args) > 1:
-				return usagef(hint, "no -- before the command %q", args[1])
-			case dash < 0 && len(args) == 1, dash >= 0 && len(args) == dash:
-				return usagef(hint, "no command to run")
-			case dash != 1:
-				return usagef(hint, "exec takes one KEY")
-			}
-			return nil
+			_, _, err := splitExec(cmd.ArgsLenAtDash(), args)
+			return err
 		},
 		ValidArgsFunction: a.completeKeys(1),
 		RunE: func(cmd *cobra.Command, args []string) error {
-			return a.exec(cmd, &l, path, args[0], args[1:])
+			key, argv, err := splitExec(cmd.ArgsLenAtDash(), args)
+			if err != nil {
+				return err
+			}
+			return a.exec(cmd, &l, path, key, argv)
 		},
 	}
 	cmd.Flags().StringVar(&path, "load", "", "load the model from `PATH` first if it is not there")
 	l.register(cmd)
 	return cmd
+}
+
+// splitExec finds KEY and COMMAND around the "--" at args[dash]. A key that looks
+// like a flag follows one "--" and stands before a second one.
+func splitExec(dash int, args []string) (key string, argv []string, err error) {
+	const hint = "the form is: shmctl exec KEY [--load PATH] -- COMMAND [ARG...]"
+	if dash == 0 && len(args) > 1 && args[1] == "--" {
+		args, dash = slices.Delete(slices.Clone(args), 1, 2), 1
+	}
+	switch {
+	case dash < 0 && len(args) > 1:
+		return "", nil, usagef(hint, "no -- before the command %q", args[1])
+	case dash < 0 && len(args) == 1, dash >= 0 && len(args) == dash:
+		return "", nil, usagef(hint, "no command to run")
+	case dash != 1:
+		return "", nil, usagef(hint, "exec takes one KEY")
+	}
+	return args[0], args[1:], nil
 }
 
 // commandError is a command that could not be run: 126 or 127.

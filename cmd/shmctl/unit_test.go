@@ -198,6 +198,8 @@ func TestUsageErrors(t *testing.T) {
 		{"exec k cmd", 125, "shmctl: no -- before the command \"cmd\"\nshmctl: hint: the form is: shmctl exec KEY [--load PATH] -- COMMAND [ARG...]\n"},
 		{"exec k --", 125, "shmctl: no command to run\nshmctl: hint: the form is: shmctl exec KEY [--load PATH] -- COMMAND [ARG...]\n"},
 		{"exec a b -- cmd", 125, "shmctl: exec takes one KEY\nshmctl: hint: the form is: shmctl exec KEY [--load PATH] -- COMMAND [ARG...]\n"},
+		{"exec -- -k -- ", 125, "shmctl: no command to run\nshmctl: hint: the form is: shmctl exec KEY [--load PATH] -- COMMAND [ARG...]\n"},
+		{"exec -- -k cmd", 125, "shmctl: exec takes one KEY\nshmctl: hint: the form is: shmctl exec KEY [--load PATH] -- COMMAND [ARG...]\n"},
 		{"exec --frob", 125, "shmctl: unknown flag: --frob\nshmctl: hint: shmctl exec --help lists the flags\n"},
 		{"ls --frob -o json", 2, `{"error":{"code":"usage","message":"unknown flag: --frob","hint":"shmctl ls --help lists the flags"}}` + "\n"},
 		{"ls -ojson x", 2, `{"error":{"code":"usage","message":"ls takes no arguments, got 1 argument","hint":"see shmctl ls --help"}}` + "\n"},
