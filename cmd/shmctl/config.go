@@ -1,6 +1,7 @@
 package main
 
 import (
+	"math"
 	"strconv"
 	"strings"
 
@@ -166,7 +167,7 @@ func (a *app) writeConfig(r *registry.Registry, c registry.Config) error {
 	bytes, budget := c.Budget, a.size(c.Budget)
 	if bytes == 0 {
 		bytes = int64(float64(s.Size) * c.BudgetShare)
-		budget = strconv.FormatFloat(c.BudgetShare*100, 'f', -1, 64) + "% of the tmpfs, " + a.size(bytes)
+		budget = strconv.FormatFloat(math.Round(c.BudgetShare*1e6)/1e4, 'f', -1, 64) + "% of the tmpfs, " + a.size(bytes)
 	}
 	ttl := "never"
 	doc := configJSON{newSchema(), r.Dir(), bytes, orNull(c.BudgetShare), nil}
