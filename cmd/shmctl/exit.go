@@ -92,6 +92,9 @@ func (a *app) classify(err error) (exit int, code string) {
 
 // fail reports what ended cmd and returns the exit code.
 func (a *app) fail(cmd *cobra.Command, err error) int {
+	if errors.Is(err, context.DeadlineExceeded) && !errors.Is(err, registry.ErrTimeout) {
+		err = &registry.Error{Op: cmd.Name(), Err: registry.ErrTimeout} // as the library says it
+	}
 	exit, code := a.classify(err)
 	if cmd.Name() == "exec" && exit != exitInterrupted {
 		exit = exitExecSelf
