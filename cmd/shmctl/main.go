@@ -76,9 +76,13 @@ func (a *app) run(args []string) int {
 	root := a.command()
 	root.SetArgs(append([]string{}, args...)) // nil would mean os.Args to cobra
 	root.SetIn(a.stdin)
-	root.SetOut(a.stdout)
+	out := &firstError{Writer: a.stdout}
+	root.SetOut(out)
 	root.SetErr(a.stderr)
 	cmd, err := root.ExecuteC()
+	if err == nil {
+		err = out.err
+	}
 	if err == nil {
 		return exitOK
 	}
@@ -88,6 +92,21 @@ func (a *app) run(args []string) int {
 		a.output = askedOutput(args, a.getenv("ONECOPY_OUTPUT"))
 	}
 	return a.fail(cmd, err)
+}
+
+// firstError keeps the first error of a writer: help, which cobra writes, ends
+// without one.
+type firstError struct {
+	io.Writer
+	err error
+}
+
+func (w *firstError) Write(b []byte) (int, error) {
+	n, err := w.Writer.Write(b)
+	if w.err == nil {
+		w.err = err
+	}
+	return n, err
 }
 
 func (a *app) command() *cobra.Command {
@@ -108,19 +127,14 @@ failed or changed; 9 timeout; 130 interrupted. exec: 125 shmctl itself failed,
   shmctl ls                                 what is loaded, how big, in use or not
   shmctl exec bert -- python serve.py {}    run a program on the shared copy
   shmctl rm bert                            remove it when nobody uses it`,
-		SilenceErrors:              true,
-		SilenceUsage:               true,
-		SuggestionsMinimumDistance: 2,
-		Args:                       cobra.ArbitraryArgs,
+		SilenceErrors: true,
+		SilenceUsage:  true,
+		Args:          cobra.ArbitraryArgs,
 		RunE: func(cmd *cobra.Command, args []string) error {
 			if len(args) == 0 {
 				return usagef("shmctl --help lists the commands", "no command given")
 			}
-			hint := "shmctl --help lists the commands"
-			if near := cmd.SuggestionsFor(args[0]); len(near) > 0 {
-				hint = "did you mean " + quotedList(near) + "?"
-			}
-			return usagef(hint, "unknown command %q", args[0])
+			return unknownCommand(cmd, args[0])
 		},
 		PersistentPreRunE: func(cmd *cobra.Command, _ []string) error { return a.prepare(cmd) },
 	}
@@ -163,15 +177,44 @@ failed or changed; 9 timeout; 130 interrupted. exec: 125 shmctl itself failed,
 	for _, c := range root.Commands() {
 		if c.Name() == "completion" {
 			c.Example = "  source <(shmctl completion bash)"
+			c.Args, c.RunE = cobra.ArbitraryArgs, helpOn
 			for _, shell := range c.Commands() {
 				shell.Example = "  shmctl completion " + shell.Name()
 			}
 		}
 		if c.Name() == "help" {
 			c.Example = "  shmctl help load"
+			c.Run, c.RunE = nil, func(c *cobra.Command, args []string) error {
+				on, rest, err := c.Root().Find(args)
+				if err != nil {
+					return err
+				}
+				return helpOn(on, rest)
+			}
 		}
 	}
 	return root
+}
+
+// helpOn shows the help of a command, of which the rest must name nothing more.
+func helpOn(cmd *cobra.Command, rest []string) error {
+	if len(rest) > 0 {
+		return unknownCommand(cmd, rest[0])
+	}
+	return cmd.Help()
+}
+
+// unknownCommand is the mistake of naming a command that parent has not.
+func unknownCommand(parent *cobra.Command, name string) error {
+	hint := "see " + parent.CommandPath() + " --help"
+	if parent.HasSubCommands() {
+		hint = parent.CommandPath() + " --help lists the commands"
+	}
+	parent.SuggestionsMinimumDistance = 2
+	if near := parent.SuggestionsFor(name); len(near) > 0 {
+		hint = "did you mean " + quotedList(near) + "?"
+	}
+	return usagef(hint, "unknown command %q", name)
 }
 
 // prepare completes the flags from the environment and checks them.

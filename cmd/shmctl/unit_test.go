@@ -184,6 +184,10 @@ func TestUsageErrors(t *testing.T) {
 	}{
 		{"lss", 2, "shmctl: unknown command \"lss\"\nshmctl: hint: did you mean \"ls\"?\n"},
 		{"frobnicate", 2, "shmctl: unknown command \"frobnicate\"\nshmctl: hint: shmctl --help lists the commands\n"},
+		{"help frobnicate", 2, "shmctl: unknown command \"frobnicate\"\nshmctl: hint: shmctl --help lists the commands\n"},
+		{"help rollout statu", 2, "shmctl: unknown command \"statu\"\nshmctl: hint: did you mean \"status\"?\n"},
+		{"help ls x", 2, "shmctl: unknown command \"x\"\nshmctl: hint: see shmctl ls --help\n"},
+		{"completion pwershell", 2, "shmctl: unknown command \"pwershell\"\nshmctl: hint: did you mean \"powershell\"?\n"},
 		{"ls --frob", 2, "shmctl: unknown flag: --frob\nshmctl: hint: shmctl ls --help lists the flags\n"},
 		{"ls x", 2, "shmctl: ls takes no arguments, got 1 argument\nshmctl: hint: see shmctl ls --help\n"},
 		{"ls -o xml", 2, "shmctl: output format \"xml\": want table, json, jsonl, name\n"},
