@@ -67,9 +67,12 @@ func (a *app) doctor(cmd *cobra.Command) error {
 	known, unreadable := a.registryFacts(ctx)
 	fs := doctor.Machine().Examine(a.registryDir(), known)
 	if unreadable != nil && doctor.Worst(fs) < doctor.Fail { // else that is why
+		reason := "No process of this user can attach a model from it"
+		if hint := a.hintOf(unreadable); hint != "" { // which is advice, not a command
+			reason += "; " + hint
+		}
 		fs = append(fs, doctor.Finding{
-			Check: "registry", Severity: doctor.Fail, Text: "the registry cannot be opened: " + unreadable.Error(),
-			Reason: "Nobody can attach a model from it.", Fix: a.hintOf(unreadable),
+			Check: "registry", Severity: doctor.Fail, Text: "the registry cannot be opened: " + unreadable.Error(), Reason: reason + ".",
 		})
 	}
 	if err := a.writeFindings(fs); err != nil {
