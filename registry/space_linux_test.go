@@ -259,6 +259,59 @@ func TestUnwrittenBytesAreWithinTheBudget(t *testing.T) {
 	}
 }
 
+// A write without memory ends the load, also if the function goes on, tries again
+// when there is room, or forgets the error: what such a write left, zeros or some
+// of its bytes, is not what the function meant to write.
+func TestFailedWriteEndsTheLoad(t *testing.T) {
+	r := newRegistry(t, &Options{Budget: 6 * mib})
+	used := mustLoad(t, r, "used", sized(4*mib))
+	for _, c := range []struct {
+		name string
+		size int64
+		fn   func(*FileWriter) error
+	}{
+		{"the same again", -1, func(f *FileWriter) error {
+			_, err := f.WriteAt(make([]byte, 3*mib), 0)
+			for range 3 {
+				_, again := f.WriteAt(make([]byte, 3*mib), 0)
+				if err == nil || again == nil {
+					t.Errorf("beyond the budget: %v, then %v", err, again)
+				}
+			}
+			return nil
+		}},
+		{"the rest is optional", -1, func(f *FileWriter) error {
+			err := fillUp(f, 100_000)
+			_, _ = f.Write(make([]byte, 3*mib))
+			return err
+		}},
+		{"forgotten", 32 * mib, func(f *FileWriter) error {
+			_ = fillUp(f, 32*mib)
+			return nil
+		}},
+		{"room is made", -1, func(f *FileWriter) error { // the last one: nothing is in the way any more
+			for range 3 {
+				if _, err := f.Write(make([]byte, mib)); errors.Is(err, ErrNoSpace) {
+					must(t, used.Close())
+				}
+			}
+			return nil
+		}},
+	} {
+		m, err := r.GetOrLoad(ctxb, c.name, one("w.bin", c.size, c.fn))
+		if err == nil {
+			t.Errorf("%s: published %d bytes", c.name, m.Info().Bytes)
+			must(t, m.Close())
+			must(t, r.Remove(ctxb, c.name))
+			continue
+		}
+		wantErr(t, err, ErrNoSpace)
+	}
+	if s := stats(t, r); s.Used > s.Budget || s.Reserved != 0 {
+		t.Errorf("%+v", s)
+	}
+}
+
 // smallTmpfs mounts a tmpfs of its own for the test and returns a path in it. It
 // is detached at once, so that nothing stays mounted whatever happens; only this
 // process reaches it.

@@ -105,7 +105,8 @@ type FileWriter struct {
 }
 
 // Write appends to what Write wrote before. It fails when the load's context
-// has ended.
+// has ended. Bytes for which there is no memory end the file: that error is the
+// error of all later writes, and of the load, whatever the function returns.
 func (f *FileWriter) Write(b []byte) (int, error) {
 	f.w.ending.RLock()
 	defer f.w.ending.RUnlock()

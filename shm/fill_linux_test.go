@@ -12,6 +12,7 @@ import (
 	"strings"
 	"sync"
 	"sync/atomic"
+	"syscall"
 	"testing"
 
 	"golang.org/x/sys/unix"
@@ -537,6 +538,37 @@ func TestWriterReserveRefuses(t *testing.T) {
 		}
 		if _, err := w.Write([]byte("x")); !errors.Is(err, short) {
 			t.Errorf("declared %d, again: %v", declared, err)
+		}
+		p.Abort()
+	}
+}
+
+// A write that failed is the end of the segment, although there may be memory for
+// the next one: nobody knows how much of it is there.
+func TestWriterStopsAtItsFirstError(t *testing.T) {
+	d := newDir(t)
+	short := errors.New("no more")
+	for _, c := range []struct{ declared, off int64 }{{-1, 0}, {-1, 9 * mib}, {9 * mib, 0}, {9 * mib, 8 * mib}} {
+		p := newPending(t, d)
+		refuse, calls := error(nil), 0
+		w, err := p.NewWriter(c.declared, &Fill{Reserve: func(int64, bool) error { calls++; return refuse }})
+		noErr(t, err)
+		refuse = short
+		if n, err := w.WriteAt([]byte("xx"), c.off); n != 0 || !errors.Is(err, short) {
+			t.Errorf("%+v: %d, %v", c, n, err)
+		}
+		refuse, calls = nil, 0
+		if n, err := w.WriteAt([]byte("xx"), c.off); n != 0 || !errors.Is(err, short) {
+			t.Errorf("%+v, again: %d, %v", c, n, err)
+		}
+		if _, err := w.WriteAt([]byte("x"), -1); !errors.Is(err, ErrSource) {
+			t.Errorf("%+v, out of range: %v", c, err)
+		}
+		if _, err := w.Finish(); !errors.Is(err, short) {
+			t.Errorf("%+v, Finish: %v", c, err)
+		}
+		if fi, err := p.f.Stat(); err != nil || calls > 0 || fi.Sys().(*syscall.Stat_t).Blocks > 0 {
+			t.Errorf("%+v: %d more calls of Reserve, %+v, %v", c, calls, fi.Sys(), err)
 		}
 		p.Abort()
 	}

@@ -3,6 +3,7 @@
 package shm
 
 import (
+	"cmp"
 	"errors"
 	"fmt"
 	"math"
@@ -25,12 +26,13 @@ type Writer struct {
 	size int64 // declared; -1: whatever is written
 	step int64 // bytes of a window
 
-	mu    sync.Mutex
-	ready map[int64]error // windows that were allocated, or why not
-	end   int64           // of the bytes written so far
-	pos   int64           // of Write
-	plain bool            // no room for whole windows of unknown use
-	small int64           // bytes that were admitted before the first window
+	mu     sync.Mutex
+	ready  map[int64]bool // windows that were allocated
+	end    int64          // of the bytes written so far
+	pos    int64          // of Write
+	plain  bool           // no room for whole windows of unknown use
+	small  int64          // bytes that were admitted before the first window
+	failed error          // the error of the first write that was refused its memory
 
 	reported int64 // of end
 }
@@ -38,7 +40,7 @@ type Writer struct {
 // NewWriter fills p. With a size of -1 the segment ends with the last byte
 // written; otherwise it has exactly size bytes and what was not written is zero.
 func (p *Pending) NewWriter(size int64, f *Fill) (*Writer, error) {
-	w := &Writer{p: p, f: f, size: size, step: warmWindow, ready: map[int64]error{}}
+	w := &Writer{p: p, f: f, size: size, step: warmWindow, ready: map[int64]bool{}}
 	if size < 0 {
 		w.step = openWindow
 	}
@@ -59,7 +61,8 @@ func (w *Writer) Write(b []byte) (int, error) {
 	return w.WriteAt(b, off)
 }
 
-// WriteAt writes b at off. Beyond the declared size it is ErrSource.
+// WriteAt writes b at off. Beyond the declared size it is ErrSource, and nothing
+// is written. Any other error is that of all later writes and of Finish too.
 func (w *Writer) WriteAt(b []byte, off int64) (n int, err error) {
 	limit := w.size
 	if limit < 0 {
@@ -74,6 +77,9 @@ func (w *Writer) WriteAt(b []byte, off int64) (n int, err error) {
 		k, err := w.writeWindow(part, off)
 		n += k
 		if err != nil {
+			w.mu.Lock()
+			w.failed = cmp.Or(w.failed, err)
+			w.mu.Unlock()
 			return n, err
 		}
 		w.report(int64(k))
@@ -98,10 +104,13 @@ func (w *Writer) report(n int64) {
 // allocated.
 func (w *Writer) writeWindow(b []byte, off int64) (int, error) {
 	w.mu.Lock()
+	if err := w.failed; err != nil {
+		w.mu.Unlock()
+		return 0, err
+	}
 	i, end, before := off/w.step, off+int64(len(b)), w.end
 	w.end = max(w.end, end)
-	err, done := w.ready[i]
-	if !done && w.size < 0 && (w.plain || i == 0 && w.end < smallFile) {
+	if !w.ready[i] && w.size < 0 && (w.plain || i == 0 && w.end < smallFile) {
 		// Nobody knows whether more will come: a small file stays small. The
 		// lock is held, because allocating the window moves these bytes.
 		defer w.mu.Unlock()
@@ -118,8 +127,8 @@ func (w *Writer) writeWindow(b []byte, off int64) (int, error) {
 		}
 		return w.p.WriteAt(b, off)
 	}
-	if !done {
-		err = w.prepare(i)
+	if !w.ready[i] {
+		err := w.prepare(i)
 		if w.size < 0 && errors.Is(err, ErrNoSpace) {
 			// What comes may be much less than a window.
 			w.plain, w.end = true, before
@@ -127,12 +136,13 @@ func (w *Writer) writeWindow(b []byte, off int64) (int, error) {
 			w.mu.Unlock()
 			return w.writeWindow(b, off)
 		}
-		w.ready[i] = err
+		if err != nil {
+			w.mu.Unlock()
+			return 0, err
+		}
+		w.ready[i] = true
 	}
 	w.mu.Unlock()
-	if err != nil {
-		return 0, err
-	}
 	return w.p.WriteAt(b, off)
 }
 
@@ -176,7 +186,8 @@ func (w *Writer) prepare(i int64) error {
 	return err
 }
 
-// Finish ends the writing and returns the segment's size. Bytes of the declared
+// Finish ends the writing and returns the segment's size, or the error of a write
+// that had no memory. Bytes of the declared
 // size that nobody wrote become real zeros: a hole would be allocated by the
 // first reader, and on a full tmpfs that reader gets SIGBUS.
 func (w *Writer) Finish() (int64, error) {
@@ -190,6 +201,9 @@ func (w *Writer) Finish() (int64, error) {
 func (w *Writer) finish() (int64, error) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
+	if w.failed != nil {
+		return 0, w.failed
+	}
 	size := w.size
 	w.end = max(w.end, size)
 	fd := int(w.p.f.Fd())
@@ -204,7 +218,7 @@ func (w *Writer) finish() (int64, error) {
 	}
 	// Windows that nobody touched were not admitted yet.
 	for off := int64(0); off < size && !w.plain && (w.size >= 0 || len(w.ready) > 0); off += w.step {
-		if _, done := w.ready[off/w.step]; !done {
+		if !w.ready[off/w.step] {
 			n := min(w.step, size-off)
 			if err := w.f.reserve(n, false); err != nil {
 				return 0, err
