@@ -3,6 +3,7 @@ package registry
 import (
 	"context"
 	"fmt"
+	"maps"
 	"os"
 	"sync"
 	"sync/atomic"
@@ -225,7 +226,7 @@ func info(man *layout.Manifest, path string) Info {
 	return Info{
 		Key: man.Key, Name: man.Name, Generation: man.Generation, Epoch: uint64(man.Epoch),
 		Bytes: man.Bytes, Backing: man.Backing,
-		Origin:   Origin{Kind: man.Origin.Kind, Path: man.Origin.Path, Version: man.Origin.Version, Environment: man.Origin.Environment},
+		Origin:   Origin{Kind: man.Origin.Kind, Path: man.Origin.Path, Version: man.Origin.Version, Environment: maps.Clone(man.Origin.Environment)},
 		LoadedAt: man.LoadedAt, LoadTime: time.Duration(man.LoadSeconds * float64(time.Second)),
 		Fill:  FillStats{Collapsed: man.Fill.Collapsed, Copied: man.Fill.Copied, Direct: man.Fill.Direct, Fallbacks: man.Fill.Fallbacks},
 		Files: files(man), Path: path,

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"os"
 	"path/filepath"
+	"sync"
 	"testing"
 	"time"
 )
@@ -212,6 +213,78 @@ func TestChangedFunction(t *testing.T) {
 }
 
 // Two deployments that share a key by mistake.
+// The caller's map is the caller's again after the call, also if the load function
+// changes it: it is neither what was loaded nor what the next call compares with.
+func TestEnvironmentIsCopied(t *testing.T) {
+	r := newRegistry(t, nil)
+	env := map[string]string{"quant": "int8"}
+	src := small("1")
+	src.Environment = env
+	load := src.Load
+	src.Load = func(ctx context.Context, w *Writer) error {
+		env["seen"] = "yes"
+		return load(ctx, w)
+	}
+	m := mustLoad(t, r, "k", src)
+	delete(env, "seen")
+	for range 2 { // loaded by this call; and compared with what is loaded
+		mustLoad(t, r, "k", src)
+		env["quant"] = "fp16"
+		if got := m.Info().Origin.Environment; len(got) != 1 || got["quant"] != "int8" {
+			t.Errorf("a model loaded with int8 says %v", got)
+		}
+		_, err := r.GetOrLoad(ctxb, "k", src)
+		wantErr(t, err, ErrSourceChanged)
+		env["quant"] = "int8"
+		forget(t, r)
+	}
+	env["quant"] = "fp16"
+	src.OnChange = ChangeReplace
+	if again := mustLoad(t, r, "k", src); again.Generation() == m.Generation() {
+		t.Error("nothing was replaced")
+	}
+}
+
+func TestInfoIsACopy(t *testing.T) {
+	r := newRegistry(t, nil)
+	src := small("1")
+	src.Environment = map[string]string{"quant": "int8"}
+	m := mustLoad(t, r, "k", src)
+	m.Info().Origin.Environment["quant"] = "mine"
+	if got := m.Info().Origin.Environment["quant"]; got != "int8" {
+		t.Errorf("it says %s", got)
+	}
+	forget(t, r)
+	mustLoad(t, r, "k", src)
+}
+
+// One goroutine has its map back while others compare with what was loaded: the
+// race detector, or a fatal error of the map itself, tells.
+func TestEnvironmentInTwoGoroutines(t *testing.T) {
+	r := newRegistry(t, nil)
+	mine := map[string]string{"a": "1"}
+	src := small("1")
+	src.Environment = mine
+	mustLoad(t, r, "k", src)
+	var wg sync.WaitGroup
+	wg.Go(func() {
+		for range 1000 {
+			mine["b"] = "2"
+			delete(mine, "b")
+		}
+	})
+	src.Environment = map[string]string{"a": "1"}
+	for range 1000 {
+		m, err := r.GetOrLoad(ctxb, "k", src)
+		if err != nil {
+			t.Error(err)
+			break
+		}
+		m.Close()
+	}
+	wg.Wait()
+}
+
 func TestTwoSourcesOfOneKeyDoNotThrash(t *testing.T) {
 	r := newRegistry(t, nil)
 	mine, yours := fileSource(t, "w.bin", []byte("mine")), fileSource(t, "w.bin", []byte("yours"))

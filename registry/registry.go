@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"maps"
 	"path/filepath"
 	"runtime/debug"
 	"slices"
@@ -180,7 +181,8 @@ func (r *Registry) GetOrLoad(ctx context.Context, key string, src Source) (*Mode
 		}
 		a.unref()
 	}
-	slow := src // only this copy escapes to the heap
+	slow := src                                    // only this copy escapes to the heap
+	slow.Environment = maps.Clone(src.Environment) // what is kept of it outlives the call
 	a, loaded, err := r.getOrLoad(ctx, key, &slow)
 	if err != nil {
 		return nil, opErr("load", key, err)
