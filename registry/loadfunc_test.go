@@ -6,10 +6,12 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"runtime"
 	"strings"
 	"sync"
 	"sync/atomic"
 	"testing"
+	"time"
 
 	"github.com/onecopy/onecopy/internal/layout"
 )
@@ -361,6 +363,32 @@ func TestNestedUseOfALoadedModel(t *testing.T) {
 		return err
 	}})
 	wantBytes(t, m, "w.bin", []byte("WEIGHTS BASE"))
+}
+
+// What a load function refers to, perhaps the model before it was quantised, is
+// garbage when the load is over, however long the model is open.
+func TestLoadFunctionIsForgotten(t *testing.T) {
+	r := newRegistry(t, nil)
+	freed := make(chan struct{})
+	func() {
+		private := &[]byte{1}
+		runtime.AddCleanup(private, func(c chan struct{}) { close(c) }, freed)
+		mustLoad(t, r, "k", one("w.bin", 1, func(f *FileWriter) error {
+			_, err := f.Write(*private)
+			return err
+		}))
+	}()
+	for n := 0; ; n++ {
+		runtime.GC()
+		select {
+		case <-freed:
+			return
+		case <-time.After(10 * time.Millisecond): // cleanups have a goroutine of their own
+		}
+		if n == 1000 {
+			t.Fatal("it is kept as long as the model is open")
+		}
+	}
 }
 
 func TestCancelledContextEndsALoadFunction(t *testing.T) {

@@ -99,7 +99,7 @@ func (a *attachment) unref() {
 // case it is not compared again.
 func (a *attachment) knows(src *Source) bool {
 	k := a.known.Load()
-	if k == nil || k.Path != src.Path || k.Version != src.Version || (k.Load == nil) != (src.Load == nil) || len(k.Environment) != len(src.Environment) {
+	if k == nil || k.Path != src.Path || k.Version != src.Version || (k.Path == "") != (src.Load != nil) || len(k.Environment) != len(src.Environment) {
 		return src.OnChange == ChangeIgnore
 	}
 	for name, v := range src.Environment {
@@ -110,8 +110,10 @@ func (a *attachment) knows(src *Source) bool {
 	return true
 }
 
+// remember keeps what knows compares, but not the load function: with it, all
+// that it refers to would stay in memory as long as the model is open.
 func (a *attachment) remember(src *Source) {
-	a.known.Store(&Source{Path: src.Path, Load: src.Load, Version: src.Version, Environment: src.Environment})
+	a.known.Store(&Source{Path: src.Path, Version: src.Version, Environment: src.Environment})
 }
 
 // Key of the model.
