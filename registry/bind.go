@@ -86,7 +86,7 @@ func (b *Binding[T]) GetOrLoad(ctx context.Context, key string, src Source) (*Re
 			if ended(o.err) && ctx.Err() == nil {
 				return b.GetOrLoad(ctx, key, src) // it was the builder's context
 			}
-			return nil, opErr("bind", key, o.err)
+			return nil, buildErr(ctx, key, o.err)
 		}
 		b.hits.Add(1)
 		b.saved.Add(size)
@@ -111,9 +111,14 @@ func (b *Binding[T]) GetOrLoad(ctx context.Context, key string, src Source) (*Re
 		o.value, err = b.build(ctx, m)
 	}()
 	if o.err != nil {
-		return nil, opErr("bind", key, o.err)
+		return nil, buildErr(ctx, key, o.err)
 	}
 	return &Ref[T]{Value: o.value, Model: m, b: b, o: o}, nil
+}
+
+// buildErr is an error of build, whatever it wraps.
+func buildErr(ctx context.Context, key string, err error) error {
+	return &Error{Op: "bind", Key: key, Err: inTime(ctx, err)}
 }
 
 // ended reports whether err is the end of a context.

@@ -3,6 +3,7 @@ package registry
 import (
 	"context"
 	"errors"
+	"fmt"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -181,6 +182,29 @@ func TestBindErrorOfTheBuilder(t *testing.T) {
 		t.Fatalf("the next call: %v", err)
 	}
 	ref.Close() // without a close function
+}
+
+// Whatever a builder returns is an error of bind, with all of its text.
+func TestBindWrapsTheErrorOfTheBuilder(t *testing.T) {
+	r := newRegistry(t, nil)
+	slow := fmt.Errorf("session: %w", context.DeadlineExceeded)
+	_, inner := r.Get("another")
+	for _, failed := range []error{slow, inner} {
+		b := Bind(r, func(context.Context, *Model) (int, error) { return 0, failed }, nil)
+		_, err := b.GetOrLoad(ctxb, "k", small("1"))
+		wantErr(t, err, failed)
+		wantText(t, err, `bind "k": `, failed.Error())
+		if errors.Is(err, ErrTimeout) {
+			t.Errorf("%q is ErrTimeout", err)
+		}
+	}
+	ctx := &expires{Context: ctxb}
+	b := Bind(r, func(context.Context, *Model) (int, error) {
+		ctx.over.Store(true)
+		return 0, slow
+	}, nil)
+	_, err := b.GetOrLoad(ctx, "k", small("1"))
+	wantErr(t, err, ErrTimeout, slow)
 }
 
 func TestBindErrorOfTheLoad(t *testing.T) {

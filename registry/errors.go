@@ -94,12 +94,11 @@ func opErr(op, key string, err error) error {
 	if err == nil {
 		return nil
 	}
-	var e *Error
-	if errors.As(err, &e) {
-		return err
+	if e, ok := err.(*Error); ok { //nolint:errorlint // one deeper within is of another call, on another key
+		return e
 	}
-	if errors.Is(err, context.DeadlineExceeded) && !errors.Is(err, ErrTimeout) {
-		err = ErrTimeout // the path and the call that waited say nothing to a user
+	if !errors.Is(err, ErrSource) && !errors.Is(err, ErrProof) { // of the caller's code: see inTime
+		err = tooLate(err)
 	}
 	if (errors.Is(err, syscall.EMFILE) || errors.Is(err, syscall.ENFILE)) && !errors.Is(err, ErrLimit) {
 		err = fmt.Errorf("%w: raise it (ulimit -n, sysctl fs.file-max): %w", ErrLimit, err)
@@ -108,6 +107,24 @@ func opErr(op, key string, err error) error {
 		err = fmt.Errorf("%w: %w", ErrBusy, err)
 	}
 	return &Error{Op: op, Key: key, Err: err}
+}
+
+// tooLate makes ErrTimeout of the end of a wait: the path and the call that waited
+// say nothing to a user.
+func tooLate(err error) error {
+	if errors.Is(err, context.DeadlineExceeded) && !errors.Is(err, ErrTimeout) {
+		return ErrTimeout
+	}
+	return err
+}
+
+// inTime is an error of the caller's own code, which may be a time-out of its own:
+// ErrTimeout is only that of the call.
+func inTime(ctx context.Context, err error) error {
+	if errors.Is(ctx.Err(), context.DeadlineExceeded) && !errors.Is(err, ErrTimeout) {
+		return fmt.Errorf("%w: %w", ErrTimeout, err)
+	}
+	return err
 }
 
 // NoSpaceError is the arithmetic behind ErrNoSpace, in bytes.

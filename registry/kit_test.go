@@ -9,6 +9,7 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+	"sync/atomic"
 	"testing"
 	"time"
 )
@@ -203,4 +204,17 @@ func undo(ctx context.Context, r *Registry, key string) error {
 // contextFor ends after some milliseconds.
 func contextFor(ms int) (context.Context, context.CancelFunc) {
 	return context.WithTimeout(ctxb, time.Duration(ms)*time.Millisecond)
+}
+
+// expires is a context whose time is over when the test says so.
+type expires struct {
+	context.Context
+	over atomic.Bool
+}
+
+func (c *expires) Err() error {
+	if c.over.Load() {
+		return context.DeadlineExceeded
+	}
+	return nil
 }

@@ -26,7 +26,7 @@ func (l *loader) fillAll(ctx context.Context) error {
 	if l.fill.Threads <= 0 {
 		l.fill.Threads = min(2, runtime.GOMAXPROCS(0))
 	}
-	l.fill.Reserve = l.reserve
+	l.fill.Reserve = func(n int64, again bool) error { return tooLate(l.reserve(n, again)) } // a load function sees it
 	l.fill.Progress = l.progress
 	var sums [][]byte
 	var err error

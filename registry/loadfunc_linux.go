@@ -45,7 +45,7 @@ func (l *loader) runLoad(ctx context.Context) (sums [][]byte, err error) {
 	err = l.src.Load(w.ctx, w)
 	w.end()
 	if err != nil {
-		return nil, fmt.Errorf("%w: the load function: %w", ErrSource, err)
+		return nil, fmt.Errorf("%w: the load function: %w", ErrSource, inTime(ctx, err))
 	}
 	if err := ctx.Err(); err != nil {
 		return nil, err

@@ -251,6 +251,40 @@ func TestFuncErrorGoesToItsCaller(t *testing.T) {
 	wantFiles(t, mustLoad(t, r, "k", small("1")), map[string][]byte{"w.bin": []byte("weights 1")})
 }
 
+// A time-out within the function, as of an HTTP client, is not that of the call.
+func TestFuncThatTimesOut(t *testing.T) {
+	r := newRegistry(t, nil)
+	slow := func(*FileWriter) error { return fmt.Errorf("GET https://models/x: %w", context.DeadlineExceeded) }
+	_, err := r.GetOrLoad(ctxb, "k", one("w.bin", 1, slow))
+	wantErr(t, err, ErrSource, context.DeadlineExceeded)
+	wantText(t, err, "https://models/x")
+	if errors.Is(err, ErrTimeout) {
+		t.Errorf("%q is ErrTimeout", err)
+	}
+	ctx := &expires{Context: ctxb}
+	_, err = r.GetOrLoad(ctx, "k", one("w.bin", 1, func(f *FileWriter) error {
+		ctx.over.Store(true)
+		return slow(f)
+	}))
+	wantErr(t, err, ErrSource, ErrTimeout)
+	wantText(t, err, "https://models/x")
+}
+
+// An error of a call within is not that of the load.
+func TestFuncErrorOfAnotherKey(t *testing.T) {
+	r := newRegistry(t, nil)
+	_, err := r.GetOrLoad(ctxb, "derived", one("w.bin", 1, func(*FileWriter) error {
+		_, err := r.Get("base")
+		return err
+	}))
+	wantErr(t, err, ErrSource, ErrNotFound)
+	wantText(t, err, `load "derived": `, `get "base": `)
+	var e *Error
+	if !errors.As(err, &e) || e.Op != "load" || e.Key != "derived" {
+		t.Errorf("%+v", e)
+	}
+}
+
 func TestFuncThatPanics(t *testing.T) {
 	r := newRegistry(t, nil)
 	for range 5 { // more often than a key may kill its loaders

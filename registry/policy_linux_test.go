@@ -525,6 +525,9 @@ func TestRolloutThatFails(t *testing.T) {
 		"killed": {func(ctx context.Context, _ *Model) error {
 			return exec.CommandContext(ctx, "sh", "-c", "kill -9 $$").Run()
 		}, []error{ErrProof}},
+		"times out": {func(context.Context, *Model) error {
+			return fmt.Errorf("its own: %w", context.DeadlineExceeded)
+		}, []error{ErrProof, context.DeadlineExceeded}},
 		"hangs": {func(ctx context.Context, _ *Model) error {
 			<-ctx.Done()
 			return errors.New("killed")

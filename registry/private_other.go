@@ -263,7 +263,7 @@ func private(ctx context.Context, src *Source, p *plan) (contents [][]byte, err 
 	err = src.Load(w.ctx, w)
 	w.end()
 	if err != nil {
-		return nil, fmt.Errorf("%w: the load function: %w", ErrSource, err)
+		return nil, fmt.Errorf("%w: the load function: %w", ErrSource, inTime(ctx, err))
 	}
 	if len(files) == 0 {
 		return nil, fmt.Errorf("%w: the load function wrote no file", ErrSource)

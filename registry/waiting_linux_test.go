@@ -196,9 +196,13 @@ func TestEveryWaitHasAContext(t *testing.T) {
 	wantBytes(t, m, "w.bin", []byte("weights 1"))
 }
 
-// A load function's own calls have no context: they end with that of the load.
+// A load function's own calls have no context: they end with that of the load, or
+// with the registry's time-out, which is one also when the function passes it on.
 func TestWriterWaitsNoLongerThanItsLoad(t *testing.T) {
 	r := newRegistry(t, &Options{LoadTimeout: time.Hour})
+	hasty, err := Open(r.Dir(), &Options{LoadTimeout: 50 * time.Millisecond})
+	must(t, err)
+	defer hasty.Close()
 	f, err := os.Open(v1(r.Dir(), layout.LocksDir, layout.TableLock))
 	must(t, err)
 	defer f.Close()
@@ -212,6 +216,13 @@ func TestWriterWaitsNoLongerThanItsLoad(t *testing.T) {
 		return err
 	}))
 	wantErr(t, err, context.Canceled)
+	_, err = hasty.GetOrLoad(ctxb, "k", one("w.bin", -1, func(w *FileWriter) error {
+		must(t, unix.Flock(int(f.Fd()), unix.LOCK_EX))
+		err := fillUp(w, 40*mib)
+		must(t, unix.Flock(int(f.Fd()), unix.LOCK_UN))
+		return err
+	}))
+	wantErr(t, err, ErrTimeout)
 }
 
 // impatient: dir, key. As another user it waits for a load, for a moment.
