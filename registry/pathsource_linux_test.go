@@ -3,6 +3,8 @@
 package registry
 
 import (
+	"context"
+	"errors"
 	"os"
 	"sync/atomic"
 	"testing"
@@ -47,4 +49,21 @@ func appendTo(path, text string) error {
 	defer f.Close()
 	_, err = f.WriteString(text)
 	return err
+}
+
+// Whoever ends a load with a cause of his own still gets context.Canceled, or the
+// time-out.
+func TestLoadThatIsCancelledWithACause(t *testing.T) {
+	r := newRegistry(t, &Options{Threads: 1})
+	src := fileSource(t, "w", make([]byte, 9<<20))
+	drained := errors.New("the worker is drained")
+	ctx, cancel := context.WithCancelCause(ctxb)
+	src.Progress = func(int64, int64) { cancel(drained) }
+	_, err := r.GetOrLoad(ctx, "k", src)
+	wantErr(t, err, context.Canceled, drained)
+	ctx, stop := context.WithTimeoutCause(ctxb, 20*time.Millisecond, errors.New("too slow a start"))
+	defer stop()
+	src.Progress = func(int64, int64) { <-ctx.Done() }
+	_, err = r.GetOrLoad(ctx, "k", src)
+	wantErr(t, err, ErrTimeout)
 }

@@ -4,6 +4,8 @@ package shm
 
 import (
 	"context"
+	"errors"
+	"fmt"
 	"os"
 	"sync"
 	"sync/atomic"
@@ -82,22 +84,32 @@ type copying struct {
 // eachWindow calls fn for the windows of a file of size bytes, on up to threads
 // goroutines, and returns the first error.
 func eachWindow(ctx context.Context, size, window int64, threads int, fn func(ctx context.Context, off, n int64, buf *[]byte) error) error {
-	ctx, cancel := context.WithCancelCause(ctx)
-	defer cancel(nil)
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
 	windows := (size + window - 1) / window
 	var next atomic.Int64
-	work := func() {
+	fill := func() error {
 		var buf []byte
 		for {
 			w := next.Add(1) - 1
-			if w >= windows || ctx.Err() != nil {
-				return
+			if w >= windows {
+				return nil
+			}
+			if err := ended(ctx); err != nil {
+				return err
 			}
 			off := w * window
 			if err := fn(ctx, off, min(window, size-off), &buf); err != nil {
-				cancel(err)
-				return
+				return err
 			}
+		}
+	}
+	var first error
+	var once sync.Once
+	work := func() {
+		if err := fill(); err != nil {
+			once.Do(func() { first = err })
+			cancel()
 		}
 	}
 	var wg sync.WaitGroup
@@ -106,7 +118,17 @@ func eachWindow(ctx context.Context, size, window int64, threads int, fn func(ct
 	}
 	work()
 	wg.Wait()
-	return context.Cause(ctx)
+	return first
+}
+
+// ended is the error of a context that is over, and the cause if it has one: who
+// cancels may name a cause, and who loads asks for context.Canceled.
+func ended(ctx context.Context) error {
+	err, cause := ctx.Err(), context.Cause(ctx)
+	if err == nil || cause == nil || errors.Is(err, cause) {
+		return err
+	}
+	return fmt.Errorf("%w: %w", err, cause)
 }
 
 // window fills [off, off+n): whole 2 MiB blocks through a mapping of collapsed
@@ -144,7 +166,7 @@ func (c *copying) window(ctx context.Context, off, n int64, buf *[]byte) (err er
 
 // hugeChunk reads and digests one chunk that lies wholly in 2 MiB pages.
 func (c *copying) hugeChunk(ctx context.Context, b []byte, off int64, cold bool) error {
-	if err := ctx.Err(); err != nil {
+	if err := ended(ctx); err != nil {
 		return err
 	}
 	if c.src.hole(off, int64(len(b))) { // the pages are zero already
@@ -165,7 +187,7 @@ func (c *copying) hugeChunk(ctx context.Context, b []byte, off int64, cold bool)
 
 // mixedChunk fills a chunk of n bytes whose first part, head, lies in 2 MiB pages.
 func (c *copying) mixedChunk(ctx context.Context, head []byte, off, n int64, cold bool, buf *[]byte) error {
-	if err := ctx.Err(); err != nil {
+	if err := ended(ctx); err != nil {
 		return err
 	}
 	if _, err := c.src.read(head, off, cold); err != nil {
@@ -189,7 +211,7 @@ func (c *copying) mixedChunk(ctx context.Context, head []byte, off, n int64, col
 // at the start of a chunk.
 func (c *copying) plain(ctx context.Context, off, n int64, cold bool, buf *[]byte) error {
 	for end := off + n; off < end; off += chunkBytes {
-		if err := ctx.Err(); err != nil {
+		if err := ended(ctx); err != nil {
 			return err
 		}
 		b := grow(buf, int(min(chunkBytes, end-off)))
@@ -289,7 +311,7 @@ func (s *Sealed) Sums(ctx context.Context, size int64) ([]byte, error) {
 	defer m.Unmap()
 	sums := make([]byte, layout.ChunkCount(size, chunkBytes)*digest.Size)
 	for off := int64(0); off < size; off += chunkBytes {
-		if err := ctx.Err(); err != nil {
+		if err := ended(ctx); err != nil {
 			return nil, err
 		}
 		putSum(sums, off, digest.Sum(m.Bytes[off:min(off+chunkBytes, size)]))

@@ -189,13 +189,19 @@ func TestCopyEndsWithItsContext(t *testing.T) {
 			continue
 		}
 		src := sourceFile(t, make([]byte, n))
-		ctx, cancel := context.WithCancel(ctxb)
-		p := newPending(t, d)
-		f := &Fill{Threads: 2, Reserve: func(int64, bool) error { cancel(); return nil }}
-		if _, err := p.Copy(ctx, src, int64(n), f); !errors.Is(err, context.Canceled) {
-			t.Errorf("%d bytes: %v", n, err)
+		for _, cause := range []error{nil, errors.New("drained")} {
+			ctx, cancel := context.WithCancelCause(ctxb)
+			p := newPending(t, d)
+			f := &Fill{Threads: 2, Reserve: func(int64, bool) error { cancel(cause); return nil }}
+			_, err := p.Copy(ctx, src, int64(n), f)
+			if !errors.Is(err, context.Canceled) || cause != nil && !errors.Is(err, cause) {
+				t.Errorf("%d bytes: %v", n, err)
+			}
+			if cause == nil && err.Error() != context.Canceled.Error() {
+				t.Errorf("%d bytes: %q", n, err)
+			}
+			p.Abort()
 		}
-		p.Abort()
 	}
 }
 
