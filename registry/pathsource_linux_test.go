@@ -67,3 +67,24 @@ func TestLoadThatIsCancelledWithACause(t *testing.T) {
 	_, err = r.GetOrLoad(ctx, "k", src)
 	wantErr(t, err, ErrTimeout)
 }
+
+// Progress is the caller's code: a panic in it leaves no mapping of the segment
+// behind, which would keep its memory; newRegistry looks.
+func TestProgressThatPanics(t *testing.T) {
+	r := newRegistry(t, &Options{Threads: 1})
+	src := fileSource(t, "w", make([]byte, 9<<20))
+	src.Progress = func(int64, int64) { panic("as told") }
+	for range 5 { // more often than a key may kill its loaders
+		func() {
+			defer func() {
+				if x := recover(); x != "as told" {
+					t.Errorf("recovered %v", x)
+				}
+			}()
+			_, err := r.GetOrLoad(ctxb, "k", src)
+			t.Errorf("returned: %v", err)
+		}()
+	}
+	src.Progress = nil
+	mustLoad(t, r, "k", src)
+}

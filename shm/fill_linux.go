@@ -107,15 +107,21 @@ func eachWindow(ctx context.Context, size, window int64, threads int, fn func(ct
 	var first error
 	var once sync.Once
 	work := func() {
-		if err := fill(); err != nil {
-			once.Do(func() { first = err })
-			cancel()
-		}
+		// Until fill returns: a callback may panic, or call runtime.Goexit.
+		err := fmt.Errorf("%w: Progress or Reserve did not return", ErrSource)
+		defer func() {
+			if err != nil {
+				once.Do(func() { first = err })
+				cancel()
+			}
+		}()
+		err = fill()
 	}
 	var wg sync.WaitGroup
 	for range min(int64(max(threads, 1)), windows) - 1 {
 		wg.Go(work)
 	}
+	defer wg.Wait() // also when work panics: the caller then closes what the others use
 	work()
 	wg.Wait()
 	return first
@@ -142,6 +148,11 @@ func (c *copying) window(ctx context.Context, off, n int64, buf *[]byte) (err er
 	if err != nil {
 		return err
 	}
+	defer func() {
+		if e := m.Unmap(); err == nil && e != nil {
+			err = c.p.wrap("munmap", e)
+		}
+	}()
 	huge := int64(len(m.Bytes))
 	at := int64(0) // how far the window is filled; always at a chunk
 	for ; at+chunkBytes <= huge && err == nil; at += chunkBytes {
@@ -151,9 +162,6 @@ func (c *copying) window(ctx context.Context, off, n int64, buf *[]byte) (err er
 		// The last chunk of the file: some 2 MiB pages, then perhaps a tail.
 		err = c.mixedChunk(ctx, m.Bytes[at:huge], off+at, n-at, cold, buf)
 		at = n
-	}
-	if e := m.Unmap(); err == nil && e != nil {
-		err = c.p.wrap("munmap", e)
 	}
 	if err == nil && at < n {
 		err = c.plain(ctx, off+at, n-at, cold, buf)

@@ -9,6 +9,8 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"runtime"
+	"runtime/debug"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -202,6 +204,28 @@ func TestCopyEndsWithItsContext(t *testing.T) {
 			}
 			p.Abort()
 		}
+	}
+}
+
+// A thread that a callback ends has not filled its window.
+func TestProgressEndsItsGoroutine(t *testing.T) {
+	if testing.Short() {
+		t.Skip("fills two windows")
+	}
+	const n = warmWindow + 3*mib/2
+	gone := make(chan struct{})
+	var once sync.Once
+	f := &Fill{Threads: 2, Progress: func(int64) {
+		if strings.Contains(string(debug.Stack()), "(*Pending).Copy(") {
+			<-gone // the other thread gets the other window
+			return
+		}
+		once.Do(func() { close(gone) })
+		runtime.Goexit()
+	}}
+	_, err := newPending(t, newDir(t)).Copy(ctxb, sourceFile(t, randomBytes(1, n)), n, f)
+	if !errors.Is(err, ErrSource) {
+		t.Errorf("%v, want ErrSource", err)
 	}
 }
 
