@@ -16,8 +16,6 @@ type segment struct {
 	p *shm.Pending
 }
 
-func (s *segment) finish() (int64, error) { return s.Finish() }
-
 // runLoad calls the source's load function and makes segments of what it wrote.
 func (l *loader) runLoad(ctx context.Context) (sums [][]byte, err error) {
 	var segments []*segment
@@ -54,7 +52,7 @@ func (l *loader) runLoad(ctx context.Context) (sums [][]byte, err error) {
 		return nil, fmt.Errorf("%w: the load function wrote no file", ErrSource)
 	}
 	for i, s := range segments {
-		size, err := s.finish()
+		size, err := s.Finish(ctx)
 		if err != nil {
 			return nil, err
 		}

@@ -244,11 +244,12 @@ func (f *buffer) WriteAt(b []byte, off int64) (int, error) {
 	return copy(f.b[off:], b), nil
 }
 
-func (f *buffer) finish() (int64, error) {
+// finish returns the file: what nobody wrote of its size is zero.
+func (f *buffer) finish() []byte {
 	if f.size > int64(len(f.b)) {
 		f.b = append(f.b, make([]byte, f.size-int64(len(f.b)))...)
 	}
-	return int64(len(f.b)), nil
+	return f.b
 }
 
 func private(ctx context.Context, src *Source, p *plan) (contents [][]byte, err error) {
@@ -270,12 +271,12 @@ func private(ctx context.Context, src *Source, p *plan) (contents [][]byte, err 
 	}
 	var done int64
 	for i, f := range files {
-		size, _ := f.finish()
-		if done += size; src.Progress != nil {
+		b := f.finish()
+		if done += int64(len(b)); src.Progress != nil {
 			src.Progress(done, p.bytes)
 		}
-		p.files = append(p.files, layout.ManifestFile{Path: w.names[i], Size: size})
-		contents = append(contents, f.b)
+		p.files = append(p.files, layout.ManifestFile{Path: w.names[i], Size: int64(len(b))})
+		contents = append(contents, b)
 	}
 	return contents, ctx.Err()
 }

@@ -27,7 +27,6 @@ type Writer struct {
 type segmentWriter interface {
 	io.Writer
 	io.WriterAt
-	finish() (int64, error)
 }
 
 // Create begins a file of the model. size is its exact size in bytes, or

@@ -104,7 +104,7 @@ var faultStories = []faultStory{
 				_, err := w.Write(part)
 				ok = ok && did("Write", err)
 			}
-			if _, err := w.Finish(); did("Finish", err) && ok {
+			if _, err := w.Finish(ctxb); did("Finish", err) && ok {
 				publish(d, p, did)
 			}
 		}
@@ -126,7 +126,7 @@ func tellGap(d *Dir, did func(string, error) bool) {
 	did("Write", err)
 	_, err = w.WriteAt([]byte("x"), 2*mib)
 	did("Write", err)
-	_, err = w.Finish()
+	_, err = w.Finish(ctxb)
 	did("Finish", err)
 }
 

@@ -118,7 +118,7 @@ var withoutHugePages = child("without-huge-pages", func(args []string) error {
 			var w *Writer
 			if w, err = p.NewWriter(int64(len(want)), f); err == nil {
 				if _, err = w.Write(want); err == nil {
-					_, err = w.Finish()
+					_, err = w.Finish(ctxb)
 				}
 			}
 		}
@@ -373,7 +373,7 @@ func TestFullTmpfsIsAnError(t *testing.T) {
 					_, err = w.Write(make([]byte, min(mib, n-w.end)))
 				}
 				if err == nil {
-					_, err = w.Finish()
+					_, err = w.Finish(ctxb)
 				}
 				wantErr(t, err, ErrNoSpace)
 				p.Abort()
@@ -408,7 +408,7 @@ func TestUnknownSizeFillsTheLastPage(t *testing.T) {
 		_, err = w.Write(want[off:min(off+mib, len(want))])
 		noErr(t, err)
 	}
-	_, err = w.Finish()
+	_, err = w.Finish(ctxb)
 	noErr(t, err)
 	wantSegment(t, p, want)
 }
@@ -439,7 +439,7 @@ func TestWriterSizes(t *testing.T) {
 				_, err := w.Write(want[off:min(off+700_001, n)])
 				noErr(t, err)
 			}
-			size, err := w.Finish()
+			size, err := w.Finish(ctxb)
 			if err != nil || size != int64(n) {
 				t.Errorf("%d bytes, declared %d: %d, %v", n, declared, size, err)
 			}
@@ -477,7 +477,7 @@ func TestWriterWindows(t *testing.T) {
 			})
 		}
 		wg.Wait()
-		size, err := w.Finish()
+		size, err := w.Finish(ctxb)
 		if err != nil || size != n {
 			t.Errorf("%d, %v", size, err)
 		}
@@ -529,7 +529,7 @@ func TestWriterFillsItsHoles(t *testing.T) {
 			_, err := w.WriteAt([]byte{0}, n-1)
 			noErr(t, err)
 		}
-		size, err := w.Finish()
+		size, err := w.Finish(ctxb)
 		if err != nil || size != n {
 			t.Errorf("%d, %v", size, err)
 		}
@@ -551,7 +551,7 @@ func TestWriterKeepsSmallBeginnings(t *testing.T) {
 		_, err := w.WriteAt(want[part[0]:part[1]], int64(part[0]))
 		noErr(t, err)
 	}
-	_, err = w.Finish()
+	_, err = w.Finish(ctxb)
 	noErr(t, err)
 	wantSegment(t, p, want)
 }
@@ -594,7 +594,7 @@ func TestWriterStopsAtItsFirstError(t *testing.T) {
 		if _, err := w.WriteAt([]byte("x"), -1); !errors.Is(err, ErrSource) {
 			t.Errorf("%+v, out of range: %v", c, err)
 		}
-		if _, err := w.Finish(); !errors.Is(err, short) {
+		if _, err := w.Finish(ctxb); !errors.Is(err, short) {
 			t.Errorf("%+v, Finish: %v", c, err)
 		}
 		if fi, err := p.f.Stat(); err != nil || calls > 0 || fi.Sys().(*syscall.Stat_t).Blocks > 0 {
@@ -628,7 +628,37 @@ func TestFinishIsRefusedTheZeros(t *testing.T) {
 	noErr(t, err)
 	_, err = w.WriteAt([]byte("x"), 2*mib)
 	noErr(t, err)
-	if _, err := w.Finish(); !errors.Is(err, refused) {
+	if _, err := w.Finish(ctxb); !errors.Is(err, refused) {
 		t.Errorf("Finish: %v", err)
+	}
+}
+
+// The zeros of a large file take a while: Finish ends with its context, at the
+// next chunk.
+func TestFinishEndsWithItsContext(t *testing.T) {
+	for after := range 3 {
+		ctx, cancel := context.WithCancel(ctxb)
+		p := newPending(t, newDir(t))
+		chunks := 0
+		fill := func(_ int64, again bool) error {
+			if again {
+				chunks++
+			}
+			if chunks >= after {
+				cancel()
+			}
+			return nil
+		}
+		w, err := p.NewWriter(130*mib, &Fill{Reserve: fill})
+		noErr(t, err)
+		if _, err := w.Finish(ctx); !errors.Is(err, context.Canceled) {
+			t.Errorf("after %d chunks: %v", after, err)
+		}
+		var st unix.Stat_t
+		noErr(t, unix.Fstat(int(p.f.Fd()), &st))
+		if filled := st.Blocks * 512; filled != int64(after*chunkBytes) {
+			t.Errorf("after %d chunks: %d bytes were filled", after, filled)
+		}
+		p.Abort()
 	}
 }

@@ -272,7 +272,7 @@ func TestSegmentsLieInHugePages(t *testing.T) {
 			noErr(t, err)
 			_, err = w.Write(want)
 			noErr(t, err)
-			_, err = w.Finish()
+			_, err = w.Finish(ctxb)
 			noErr(t, err)
 		}
 		if f.Stats().Fallbacks > 0 {

@@ -4,6 +4,7 @@ package shm
 
 import (
 	"cmp"
+	"context"
 	"errors"
 	"fmt"
 	"math"
@@ -32,7 +33,7 @@ type Writer struct {
 	pos    int64          // of Write
 	plain  bool           // no room for whole windows of unknown use
 	small  int64          // bytes that were admitted before the first window
-	failed error          // the error of the first write that was refused its memory
+	failed error          // of the first write that was refused its memory
 
 	reported int64 // of end
 }
@@ -187,18 +188,18 @@ func (w *Writer) prepare(i int64) error {
 }
 
 // Finish ends the writing and returns the segment's size, or the error of a write
-// that had no memory. Bytes of the declared
-// size that nobody wrote become real zeros: a hole would be allocated by the
-// first reader, and on a full tmpfs that reader gets SIGBUS.
-func (w *Writer) Finish() (int64, error) {
-	size, err := w.finish()
+// that was refused its memory. Bytes of the declared size that nobody wrote become
+// real zeros, until ctx ends: a hole would be allocated by the first reader, and on
+// a full tmpfs that reader gets SIGBUS.
+func (w *Writer) Finish(ctx context.Context) (int64, error) {
+	size, err := w.finish(ctx)
 	if err == nil {
 		w.report(size)
 	}
 	return size, err
 }
 
-func (w *Writer) finish() (int64, error) {
+func (w *Writer) finish(ctx context.Context) (int64, error) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	if w.failed != nil {
@@ -218,6 +219,9 @@ func (w *Writer) finish() (int64, error) {
 	}
 	// Windows that nobody touched were not admitted yet.
 	for off := int64(0); off < size && !w.plain && (w.size >= 0 || len(w.ready) > 0); off += w.step {
+		if err := ended(ctx); err != nil {
+			return 0, err
+		}
 		if !w.ready[off/w.step] {
 			n := min(w.step, size-off)
 			if err := w.f.reserve(n, false); err != nil {
@@ -243,6 +247,9 @@ func (w *Writer) finish() (int64, error) {
 			return 0, w.p.wrap("seek", err)
 		}
 		for at = hole; at < end; {
+			if err := ended(ctx); err != nil {
+				return 0, err
+			}
 			n := min(end-at, chunkBytes)
 			if err := w.f.reserve(n, true); err != nil {
 				return 0, err
