@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"math"
 	"runtime"
 	"strings"
 	"sync"
@@ -497,6 +498,10 @@ func TestSourceHasToBeOneThing(t *testing.T) {
 	for _, src := range []Source{{}, {Path: "x", Load: load}, {Load: load, Size: -1}} {
 		_, err := r.GetOrLoad(ctxb, "k", src)
 		wantErr(t, err, ErrSource)
+	}
+	for _, size := range []int64{1 << 62, math.MaxInt64 - 8192, math.MaxInt64} { // would overflow what is added to it
+		_, err := r.GetOrLoad(ctxb, "k", Source{Load: load, Size: size})
+		wantErr(t, err, ErrLimit)
 	}
 }
 

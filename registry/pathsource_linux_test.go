@@ -5,10 +5,15 @@ package registry
 import (
 	"context"
 	"errors"
+	"fmt"
+	"math"
 	"os"
+	"path/filepath"
 	"sync/atomic"
 	"testing"
 	"time"
+
+	"github.com/onecopy/onecopy/internal/proctest"
 )
 
 // A source that changes while it is read is no model.
@@ -87,4 +92,33 @@ func TestProgressThatPanics(t *testing.T) {
 	}
 	src.Progress = nil
 	mustLoad(t, r, "k", src)
+}
+
+// Sizes whose sum is beyond an int64, as sparse files of a tmpfs can have them, are
+// refused before anything is reserved for them.
+func TestSourceOfTooManyBytes(t *testing.T) {
+	r := newRegistry(t, nil)
+	for _, c := range []struct {
+		size int64
+		n    int
+		want error
+	}{
+		{1 << 62, 4, ErrLimit}, {1 << 62, 1, ErrLimit}, {math.MaxInt64, 1, ErrLimit}, {math.MaxInt64 - 8192, 1, ErrLimit},
+		{maxBytes / 2, 3, ErrLimit}, {maxBytes, 1, ErrNoSpace}, {maxBytes / 2, 2, ErrNoSpace},
+	} {
+		dir := proctest.TmpRegistry(t)
+		for i := range c.n {
+			path := filepath.Join(dir, fmt.Sprint(i))
+			writeFile(t, path, nil)
+			if err := os.Truncate(path, c.size); err != nil {
+				t.Fatal(err)
+			}
+		}
+		_, err := r.GetOrLoad(ctxb, "k", Source{Path: dir})
+		wantErr(t, err, c.want)
+		var no *NoSpaceError
+		if errors.As(err, &no) && no.Need < c.size {
+			t.Errorf("%d files of %d bytes: %+v", c.n, c.size, no)
+		}
+	}
 }

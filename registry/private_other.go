@@ -10,6 +10,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"math"
 	"os"
 	"path/filepath"
 	"runtime"
@@ -191,6 +192,9 @@ func (r *Registry) load(ctx context.Context, key string, src *Source) (*attachme
 }
 
 func read(ctx context.Context, src *Source, p *plan) (contents [][]byte, err error) {
+	if err := tooLarge(p.bytes); err != nil {
+		return nil, err
+	}
 	var done int64
 	for i, path := range p.paths {
 		if err := ctx.Err(); err != nil {
@@ -209,6 +213,18 @@ func read(ctx context.Context, src *Source, p *plan) (contents [][]byte, err err
 		}
 	}
 	return contents, nil
+}
+
+// maxPrivate is more memory than a process gets: to ask for more is no error in Go,
+// but the end of the process.
+const maxPrivate = 1 << 40
+
+// tooLarge is ErrLimit for a model, or a file of one, that is too large to try.
+func tooLarge(n int64) error {
+	if n > maxPrivate {
+		return fmt.Errorf("%w: %d bytes of private memory", ErrLimit, n)
+	}
+	return nil
 }
 
 // buffer is a file that a load function writes into private memory.
@@ -232,12 +248,15 @@ func (f *buffer) WriteAt(b []byte, off int64) (int, error) {
 	defer f.mu.Unlock()
 	limit := f.size
 	if limit < 0 {
-		limit = 1 << 46 // more than any machine has
+		limit = math.MaxInt64
 	}
 	if off < 0 || off > limit-int64(len(b)) {
 		return 0, fmt.Errorf("%w: %d bytes at %d are beyond the declared size %d", ErrSource, len(b), off, limit)
 	}
 	end := off + int64(len(b))
+	if err := tooLarge(end); err != nil {
+		return 0, err
+	}
 	if end > int64(len(f.b)) {
 		f.b = append(f.b, make([]byte, end-int64(len(f.b)))...)
 	}
@@ -256,6 +275,9 @@ func private(ctx context.Context, src *Source, p *plan) (contents [][]byte, err 
 	var files []*buffer
 	w := &Writer{ctx: context.WithValue(ctx, loadingKey{}, true)}
 	w.create = func(path string, size int64) (segmentWriter, error) {
+		if err := tooLarge(size); err != nil {
+			return nil, err
+		}
 		f := &buffer{size: size}
 		files = append(files, f)
 		return f, nil

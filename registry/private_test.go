@@ -155,3 +155,17 @@ func TestPrivateBytesThatWereChanged(t *testing.T) {
 	b[0]++
 	wantErr(t, m.Verify(ctxb), ErrCorrupt)
 }
+
+// Memory that no process gets is an error, not the end of this one.
+func TestPrivateModelThatIsTooLarge(t *testing.T) {
+	r := newRegistry(t, nil)
+	for _, size := range []int64{-1, 1 << 46, 1 << 62} {
+		_, err := r.GetOrLoad(ctxb, "k", one("w.bin", size, func(f *FileWriter) error {
+			_, err := f.WriteAt([]byte("x"), 1<<45)
+			return err
+		}))
+		wantErr(t, err, ErrLimit)
+	}
+	_, err := r.Get("k")
+	wantErr(t, err, ErrNotFound)
+}

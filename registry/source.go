@@ -22,6 +22,10 @@ type plan struct {
 	bytes  int64
 }
 
+// maxBytes of a model is more than any tmpfs has, and so little that no sum of
+// sizes comes near the end of an int64.
+const maxBytes = 1 << 56
+
 func (s *Source) check() error {
 	switch {
 	case s.Path == "" && s.Load == nil:
@@ -30,6 +34,8 @@ func (s *Source) check() error {
 		return fmt.Errorf("%w: both a path and a load function", ErrSource)
 	case s.Size < 0:
 		return fmt.Errorf("%w: size %d", ErrSource, s.Size)
+	case s.Size > maxBytes:
+		return fmt.Errorf("%w: size %d: no model may have more than %d bytes", ErrLimit, s.Size, int64(maxBytes))
 	case !utf8.ValidString(s.Version):
 		return fmt.Errorf("%w: version %q is not UTF-8", ErrSource, clip(s.Version, 200))
 	}
@@ -104,6 +110,9 @@ func (p *plan) add(rel, path string, fi fs.FileInfo) error {
 	}
 	if len(p.files) == layout.MaxFiles {
 		return fmt.Errorf("%w: more than %d files", ErrLimit, layout.MaxFiles)
+	}
+	if fi.Size() > maxBytes-p.bytes {
+		return fmt.Errorf("%w: with %s, of %d bytes, the model has more than %d", ErrLimit, path, fi.Size(), int64(maxBytes))
 	}
 	p.files = append(p.files, layout.ManifestFile{Path: rel, Size: fi.Size(), ModTime: fi.ModTime().UnixNano()})
 	p.paths = append(p.paths, path)
