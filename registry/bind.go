@@ -136,10 +136,10 @@ func (b *Binding[T]) drop(key string, o *object[T]) {
 	}
 	b.mu.Unlock()
 	if last {
+		defer o.model.Close() // also when close panics
 		if !o.broken && b.close != nil {
 			b.close(o.value)
 		}
-		o.model.Close()
 	}
 }
 

@@ -251,6 +251,26 @@ func TestBindPanicOfTheBuilder(t *testing.T) {
 	}
 }
 
+func TestBindPanicOfTheCloser(t *testing.T) {
+	r := newRegistry(t, nil)
+	b := Bind(r, func(context.Context, *Model) (int, error) { return 1, nil }, func(int) { panic("as told") })
+	ref, err := b.GetOrLoad(ctxb, "k", small("1"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	func() {
+		defer func() {
+			if x := recover(); x != "as told" {
+				t.Errorf("recovered %v", x)
+			}
+		}()
+		ref.Close()
+	}()
+	if err := r.Remove(ctxb, "k"); err != nil { // the lease is gone
+		t.Error(err)
+	}
+}
+
 // awaitUsers waits until n callers share the object of key.
 func awaitUsers[T any](t *testing.T, b *Binding[T], key string, n int) {
 	t.Helper()
