@@ -366,7 +366,9 @@ func (l *loader) run(ctx context.Context) (a *attachment, err error) {
 					l.note(0, layout.HintReserved, layout.HintPromised)
 				}
 				if l.src.prove != nil {
+					a.borrowed.loaded = true // for the proof; to those who borrow it later it was there
 					err = l.src.prove(context.WithValue(ctx, loadingKey{}, true), &a.borrowed)
+					a.borrowed.loaded = false
 				}
 				if err == nil {
 					err = l.publish(ctx)

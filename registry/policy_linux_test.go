@@ -457,12 +457,22 @@ func TestRollout(t *testing.T) {
 		if b, err := os.ReadFile(filepath.Join(m.Path(), "w.bin")); err != nil || string(b) != "weights 2" {
 			t.Errorf("%q, %v", b, err)
 		}
+		if m.Info().AlreadyPresent {
+			t.Error("it is being loaded, and is said to have been present")
+		}
 		now := mustGet(t, r, "k")
 		wantBytes(t, now, "w.bin", []byte("weights 1"))
 		return now.Close()
 	})
 	must(t, err)
 	defer m.Close()
+	must(t, r.Use("k", func(m *Model) error {
+		if !m.Info().AlreadyPresent {
+			t.Error("Use does not say AlreadyPresent")
+		}
+		return nil
+	}))
+	r.Release("k")
 	if !proved || !old.Stale() || m.Generation() == old.Generation() {
 		t.Errorf("proved %v, stale %v", proved, old.Stale())
 	}
