@@ -42,7 +42,7 @@ var (
 	ErrLoadFailed    = errors.New("loaders keep dying")               // *LoadFailedError
 	ErrNoSpace       = shm.ErrNoSpace                                 // *NoSpaceError when known before the load
 	ErrTableFull     = errors.New("the header table is full")         // every slot is in use and none is idle
-	ErrNestedLoad    = errors.New("a load function asked for a load") // it would wait for itself
+	ErrNestedLoad    = errors.New("a load function asked for a load") // or for Undo, as a proof may: it would wait for itself
 
 	ErrProof      = errors.New("the new generation failed its proof")  // Rollout: nothing was published
 	ErrNoPrevious = errors.New("no previous generation to go back to") // Undo: replaced long ago, or collected

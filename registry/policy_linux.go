@@ -335,10 +335,13 @@ func (r *Registry) Rollout(ctx context.Context, key string, src Source, prove fu
 // twice is redoing. It returns the generation that it published and the one that
 // was published until then.
 //
-// Errors: ErrNotFound, ErrNoPrevious, ErrReadOnly, ErrTimeout.
+// Errors: ErrNotFound, ErrNoPrevious, ErrReadOnly, ErrTimeout, ErrNestedLoad.
 func (r *Registry) Undo(ctx context.Context, key string) (published, replaced uint64, err error) {
 	if err := layout.ValidKey(key); err != nil {
 		return 0, 0, opErr("undo", key, err)
+	}
+	if ctx.Value(loadingKey{}) != nil {
+		return 0, 0, opErr("undo", key, ErrNestedLoad) // it takes K too
 	}
 	err = r.host.each(func(p *place) error {
 		if no := r.host.cannotWrite(p); no != nil {

@@ -611,6 +611,29 @@ func TestUndoOfWhatIsGone(t *testing.T) {
 }
 
 // A removal that was killed halfway: the manifest is there, but not the payload.
+// Undo takes the load lock, which a load, or a proof, already holds.
+func TestUndoWithinALoad(t *testing.T) {
+	r := newRegistry(t, &Options{LoadTimeout: time.Second})
+	mustLoad(t, r, "k", small("1"))
+	src := one("w.bin", 1, func(*FileWriter) error { return nil })
+	src.Replace = true
+	load := src.Load
+	src.Load = func(ctx context.Context, w *Writer) error {
+		_, _, err := r.Undo(ctx, "k")
+		wantErr(t, err, ErrNestedLoad)
+		return load(ctx, w)
+	}
+	m, err := r.Rollout(ctxb, "k", src, func(ctx context.Context, _ *Model) error {
+		_, _, err := r.Undo(ctx, "k")
+		wantErr(t, err, ErrNestedLoad)
+		return nil
+	})
+	must(t, err)
+	must(t, m.Close())
+	_, _, err = r.Undo(ctxb, "k")
+	must(t, err)
+}
+
 func TestUndoOfHalfAGeneration(t *testing.T) {
 	r := newRegistry(t, nil)
 	old := mustLoad(t, r, "k", small("1"))
