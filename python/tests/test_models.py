@@ -6,6 +6,7 @@ import fcntl
 import gc
 import os
 import pathlib
+import shutil
 import socket
 import threading
 import time
@@ -447,8 +448,6 @@ def test_hostile_manifest(reg: onecopy.Registry, model: pathlib.Path) -> None:
 
 
 def test_registry_deleted_under_a_running_process(reg: onecopy.Registry, model: pathlib.Path, shm: str) -> None:
-    import shutil
-
     old = reg.open("k", model)
     assert old["a.bin"][1] == 1  # mapped now: the path goes, the mapping stays
     value = reg.get_or_load("o", lambda: [1, 2])
@@ -467,6 +466,17 @@ def test_registry_deleted_under_a_running_process(reg: onecopy.Registry, model: 
     else:
         raise AssertionError("the cached object outlived its registry")
     old.close()
+
+
+def test_looking_at_a_deleted_registry(reg: onecopy.Registry, model: pathlib.Path) -> None:
+    """It is the first call after the deletion that must notice."""
+    with reg.open("k", model):
+        shutil.rmtree(reg.dir)
+        assert reg.entries() == [] and not os.path.exists(reg.dir)
+    with reg.open("k", model):
+        shutil.rmtree(reg.dir)
+        s = reg.status("k")
+        assert (s.state, s.generation, s.shared) == ("unknown", 0, True) and not os.path.exists(reg.dir)
 
 
 def test_truncated_table_is_an_error_and_no_signal(reg: onecopy.Registry, model: pathlib.Path, shm: str) -> None:

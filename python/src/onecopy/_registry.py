@@ -154,7 +154,7 @@ class Registry:
             if self._closed:
                 raise Closed()
             p = self._place
-            if p is None or p.gone:
+            if p is None or p.is_gone():
                 p = self._place = self._open_place(create and not self._must_exist)
             return p
 
