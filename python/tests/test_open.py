@@ -97,6 +97,38 @@ def test_readers_of_another_uid(shm: str, model: pathlib.Path, tmp_path: pathlib
     m.close()
 
 
+@root_only
+def test_a_reader_makes_no_registry_in_the_place_of_a_deleted_one(shm: str) -> None:
+    from onecopy import _arena, _load, _model, _remove  # noqa: F401  # the other user may not read them
+
+    def be(uid: int) -> None:
+        os.seteuid(0)
+        os.seteuid(uid)
+
+    os.chmod(shm, 0o1777)
+    be(65533)
+    try:
+        owner = onecopy.Registry(shm + "/r", mode=0o755)
+        owner.get_or_load("k", lambda: [1])
+        be(65532)
+        reader = onecopy.Registry(shm + "/r", trust_owner=65533)
+        assert reader.get_or_load("k", list) == [1]
+        be(65533)
+        shutil.rmtree(shm + "/r")
+        be(65532)
+        reader.release("k")
+        for _ in range(2):
+            with pytest.raises(onecopy.NoRegistry):
+                reader.get_or_load("k", lambda: [2])
+        be(65533)
+        owner.release("k")
+        assert owner.get_or_load("k", lambda: [3]) == [3]
+        be(65532)
+        assert reader.get_or_load("k", lambda: [4]) == [3]
+    finally:
+        os.seteuid(0)
+
+
 def test_refuses_what_is_no_tmpfs(tmp_path: pathlib.Path) -> None:
     if os.stat(tmp_path).st_dev == os.stat("/dev/shm").st_dev:
         pytest.skip("the temporary folder is a tmpfs")

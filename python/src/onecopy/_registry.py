@@ -155,7 +155,9 @@ class Registry:
                 raise Closed()
             p = self._place
             if p is None or p.is_gone():
-                p = self._place = self._open_place(create and not self._must_exist)
+                # Whoever only reads somebody else's registry must not make one in its
+                # place: the name is not his, and would shut the owner out.
+                p = self._place = self._open_place(create and not self._must_exist and (p is None or p.mine))
             return p
 
     def _each(self, fn: Callable[[Place], R], create: bool = True) -> R:
