@@ -426,7 +426,8 @@ class Registry:
                 return False
         except OSError:  # somebody closed all descriptors of the process
             return False
-        return e.attachment is None or not e.attachment.place.gone
+        place = e.attachment.place
+        return not place.gone and (e.hits & 1023 != 0 or not place.is_gone())
 
     def _load_object(
         self, key: str, loader: Callable[..., Any], version: str | None, mode: str | None,
