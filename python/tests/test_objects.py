@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import collections
 import functools
 import gc
@@ -349,6 +350,33 @@ def test_version_and_environment(reg: onecopy.Registry, monkeypatch: pytest.Monk
     with pytest.raises(onecopy.SourceChanged):  # never silently stale
         reg.get_or_load("k", arrays, version="1")
     assert reg.get_or_load("k", arrays, version="2") == [2]
+
+
+def test_ignoring_a_change_does_not_decide_for_others(
+    reg: onecopy.Registry, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(onecopy, "_default", reg)
+    monkeypatch.setattr(onecopy, "_cached", reg._objects)
+    onecopy.Registry(reg.dir).get_or_load("k", lambda: [1], version="1")
+    for get in (reg.get_or_load, onecopy.get_or_load):
+        for _ in range(2):
+            old = get("k", lambda: [2], version="2", on_change="ignore")
+            assert old == [1] and get("k", dict, on_change="ignore") is old
+            with pytest.raises(onecopy.SourceChanged, match='version was "1" when .* and is "2" now'):
+                get("k", lambda: [2], version="2")
+            assert get("k", lambda: [2], version="1") is old
+    assert asyncio.run(reg.aget_or_load("k", dict, on_change="ignore")) is old
+    with pytest.raises(onecopy.SourceChanged, match="version"):
+        asyncio.run(reg.aget_or_load("k", dict))
+    assert reg.get_or_load("k", lambda: [2], version="2", on_change="replace") == [2]
+
+    reg.release("k")
+    with monkeypatch.context() as patch:
+        patch.setattr(_objects, "version_of", lambda name: "another")
+        assert reg.get_or_load("k", dict, version="2", on_change="ignore") == [2]
+        with pytest.raises(onecopy.SourceChanged, match="environment python"):
+            reg.get_or_load("k", dict, version="2")
+    assert reg.get_or_load("k", dict, version="2") == [2]
 
 
 def test_a_model_of_files_is_no_object(reg: onecopy.Registry, model: pathlib.Path) -> None:

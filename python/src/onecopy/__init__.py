@@ -155,7 +155,7 @@ def get_or_load(
         e = _cached.get(key)
         if (
             e is not None
-            and e.version == version
+            and (e.version == (version or "") or on_change == "ignore")
             and (mode is None or mode == e.mode)
             and (e.fd < 0 or _pread(e.fd, 8, e.offset) == e.word)  # below 0: this process's own
         ):

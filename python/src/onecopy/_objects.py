@@ -466,6 +466,27 @@ def version_of(package: str) -> str | None:
     return str(v) if v is not None else None
 
 
+def _compare(was: M.Origin, version: str) -> None:
+    if was.kind != L.ORIGIN_FUNC:
+        raise SourceChanged("kind", was.kind, L.ORIGIN_FUNC)
+    if was.version != version:
+        raise SourceChanged("version", quoted(was.version), quoted(version))
+    for name, loaded in was.environment.items():
+        current = version_of(name)
+        if current != loaded:
+            shown = "not installed" if current is None else quoted(current)
+            raise SourceChanged(f"environment {name}", quoted(loaded), shown)
+
+
+def version_here(man: M.Manifest) -> str | None:
+    """The version that the object was stored with; None if anything else of it differs."""
+    try:
+        _compare(man.origin, man.origin.version)
+    except SourceChanged:
+        return None
+    return man.origin.version
+
+
 class ObjectSource(Source):
     """What a loader returns."""
 
@@ -485,18 +506,8 @@ class ObjectSource(Source):
         return Plan(M.Origin(L.ORIGIN_FUNC, "", self.version, {}), [], [], 0)
 
     def compare(self, man: M.Manifest) -> None:
-        if self.on_change == "ignore":
-            return
-        was = man.origin
-        if was.kind != L.ORIGIN_FUNC:
-            raise SourceChanged("kind", was.kind, L.ORIGIN_FUNC)
-        if was.version != self.version:
-            raise SourceChanged("version", quoted(was.version), quoted(self.version))
-        for name, loaded in was.environment.items():
-            current = version_of(name)
-            if current != loaded:
-                shown = "not installed" if current is None else quoted(current)
-                raise SourceChanged(f"environment {name}", quoted(loaded), shown)
+        if self.on_change != "ignore":
+            _compare(man.origin, self.version)
 
     def fill(self, load: Loader) -> None:
         from ._arena import Arena, data_segment

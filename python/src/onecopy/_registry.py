@@ -56,7 +56,10 @@ loading: contextvars.ContextVar[bool] = contextvars.ContextVar("onecopy_loading"
 
 
 class Cached:
-    """An object that this process has, and how to see that it is still the published one."""
+    """An object that this process has, and how to see that it is still the published one.
+
+    version is the stored object's; with None it is only for those who ignore changes.
+    """
 
     __slots__ = ("attachment", "fd", "hits", "mode", "offset", "reason", "value", "version", "word")
 
@@ -408,15 +411,17 @@ class Registry:
         than a microsecond.
         """
         e = self._objects.get(key) if isinstance(key, str) else None
-        if e is not None and self._fresh(e, version, mode):
+        if e is not None and self._fresh(e, version, mode, on_change):
             return e.value
         _one_of("fallback", fallback, FALLBACKS)
         _one_of("mode", mode, MODES)
         with operation("load", str(key)):
             return self._load_object(check_key(key), loader, version, mode, timeout, fallback, on_change)
 
-    def _fresh(self, e: Cached, version: str | None, mode: str | None) -> bool:
-        if e.version != version or (mode is not None and mode != e.mode):
+    def _fresh(self, e: Cached, version: str | None, mode: str | None, on_change: str | None) -> bool:
+        if e.version != (version or "") and on_change != "ignore":
+            return False
+        if mode is not None and mode != e.mode:
             return False
         e.hits += 1
         if e.fd < 0:
@@ -439,7 +444,7 @@ class Registry:
         deadline = None if timeout is None else time.monotonic() + timeout
         while True:
             e = self._objects.get(key)
-            if e is not None and self._fresh(e, version, mode):
+            if e is not None and self._fresh(e, version, mode, on_change):
                 return e.value
             if loading.get():
                 # Reading within a loader is fine; waiting for oneself is not.
@@ -450,7 +455,6 @@ class Registry:
                 continue
             try:
                 e = self._build_object(key, source, mode, deadline, fallback)
-                e.version = version
                 with self._mu:  # before the others look
                     old = self._objects.get(key)
                     self._objects[key] = e
@@ -478,11 +482,13 @@ class Registry:
             self._fall(key, e, "it is loaded into this process's own memory")
             from ._arena import Writer
 
-            c = Cached(_objects.call(source.loader, Writer()), None, "private")
-            c.mode, c.reason = mode or "c", e.text
+            c = Cached(_objects.call(source.loader, Writer()), source.version, mode or "c")
+            c.reason = e.text
             return c
         self._fallen.pop(key, None)
-        c = Cached(o.value, None, o.mode)
+        c = Cached(o.value, source.version, o.mode)
+        if source.on_change == "ignore":  # which must not decide for other callers
+            c.version = _objects.version_here(a.manifest)
         c.fd, c.offset, c.word = a.place.fd, a.offset, a.word
         c.attachment = a
         return c
@@ -513,7 +519,7 @@ class Registry:
     async def aget_or_load(self, key: str, loader: Callable[..., Any], **options: Any) -> Any:
         """get_or_load() for asyncio: a cached object at once, else in a thread."""
         e = self._objects.get(key) if isinstance(key, str) else None
-        if e is not None and self._fresh(e, options.get("version"), options.get("mode")):
+        if e is not None and self._fresh(e, options.get("version"), options.get("mode"), options.get("on_change")):
             return e.value
         return await _in_thread(self.get_or_load, key, loader, **options)
 
