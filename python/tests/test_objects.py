@@ -69,6 +69,29 @@ def test_numpy(reg: onecopy.Registry, mode: str | None) -> None:
             got["a"][0, 0] = 1
 
 
+def test_an_object_per_mode(reg: onecopy.Registry, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nobody sees what a caller that asked for another mode has written."""
+    monkeypatch.setattr(onecopy, "_default", reg)
+    monkeypatch.setattr(onecopy, "_cached", reg._objects)
+    mine = reg.get_or_load("k", lambda: np.ones(3), mode="c")
+    mine[0] = 99
+    for get in (reg.get_or_load, onecopy.get_or_load):
+        plain = get("k", dict)
+        assert plain[0] == 1 and not plain.flags.writeable
+        assert get("k", dict, mode="r") is plain and get("k", dict, mode="c") is mine
+    assert reg.stats().hits == 5 and reg.status("k").mode == "r" and reg.status("k").private_bytes > 0
+
+    with reg.get("k"):  # which keeps the attachment
+        reg.release("k")
+        again = reg.get_or_load("k", dict, mode="c")
+        assert again[0] == 1 and mine[0] == 99 and reg.stats().hits == 5
+    del mine, again, plain
+    reg.get_or_load("k", lambda: np.zeros(3), version="2", on_change="replace")
+    gc.collect()  # the objects of the old generation went with it
+    assert reg.get_or_load("k", dict, version="2", mode="c")[0] == 0
+    assert len(os.listdir(reg.dir + "/v1/m")) == 3
+
+
 def test_only_the_used_part_of_a_base_is_stored(reg: onecopy.Registry) -> None:
     big = np.zeros(1 << 22, dtype="u1")
     big[1000:1100] = 7

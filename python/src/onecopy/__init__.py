@@ -145,24 +145,23 @@ def get_or_load(
     views of the shared memory, with the same shape, dtype and strides. loader(writer) may
     make them there: writer.empty(shape, dtype), writer.tensor(shape, dtype).
     version: a string that changes when the loader makes something else; SourceChanged then.
-    mode: "r" read-only (default), "c" copy on write (default for torch). timeout: seconds.
+    mode: "r" read-only (default), "c" copy on write (default for torch); an object for each
+    of them. timeout: seconds.
     LoadFailed: the loader raised (the cause), or was killed three times in a row; NoSpace:
     memory is short. All the rest: help(onecopy.Registry.get_or_load).
     """
-    # The hit, written out: a dictionary look-up and one pread of the slot's word. (A
+    # The hit, written out: two dictionary look-ups and one pread of the slot's word. (A
     # mapped word would be faster, and SIGBUS when somebody truncates the table.)
     try:
-        e = _cached.get(key)
+        e = _cached[key][mode]
         if (
-            e is not None
-            and (e.version == (version or "") or on_change == "ignore")
-            and (mode is None or mode == e.mode)
+            (e.version == (version or "") or on_change == "ignore")
             and (e.fd < 0 or _pread(e.fd, 8, e.offset) == e.word)  # below 0: this process's own
         ):
             e.hits += 1
             if e.hits & 1023 or e.fd < 0 or not e.attachment.place.is_gone():
                 return e.value  # type: ignore[no-any-return]
-    except (OSError, TypeError):  # descriptors closed, a key that is none
+    except (KeyError, OSError, TypeError):  # not there, descriptors closed, a key that is none
         pass
     return _default.get_or_load(  # type: ignore[no-any-return]
         key, loader, version=version, mode=mode, timeout=timeout, fallback=fallback, on_change=on_change

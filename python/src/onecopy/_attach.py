@@ -85,29 +85,37 @@ class Attachment:
 
     def map(self, i: int, fd: int, private: bool = False) -> memoryview:
         """Maps file i from its descriptor."""
-        size = self.manifest.files[i].size
         with _map_mu:
             view = self.mapped.get((i, private))
-            if view is not None:
-                return view
-            if not size:
-                view = memoryview(b"")
-            else:
-                prot, flags = _sys.PROT_READ, _sys.MAP_SHARED
-                if private:
-                    # Without NORESERVE every 4 GiB mapped would count as 4 GiB of
-                    # commit charge, written to or not.
-                    prot |= _sys.PROT_WRITE
-                    flags = _sys.MAP_PRIVATE | _sys.MAP_NORESERVE
-                try:
-                    addr, base, whole = _sys.map_file(fd, 0, size, prot, flags)
-                except OSError as e:
-                    raise from_os(e, "mmap", f"{self.path}/{self.manifest.files[i].path}") from e
-                view = memoryview(_sys.array(addr, size, base, whole, self.lease)).cast("B")
-                if not private:
-                    view = view.toreadonly()
-            self.mapped[i, private] = view
+            if view is None:
+                view = self.mapped[i, private] = self._mapping(i, fd, private)
             return view
+
+    def copy(self, name: str) -> memoryview:
+        """The bytes of a file, copied on write, in a mapping that nobody has written to."""
+        i = self.index[name]
+        fd = self.open(i)
+        try:
+            return self._mapping(i, fd, True)
+        finally:
+            os.close(fd)
+
+    def _mapping(self, i: int, fd: int, private: bool) -> memoryview:
+        size = self.manifest.files[i].size
+        if not size:
+            return memoryview(b"")
+        prot, flags = _sys.PROT_READ, _sys.MAP_SHARED
+        if private:
+            # Without NORESERVE every 4 GiB mapped would count as 4 GiB of
+            # commit charge, written to or not.
+            prot |= _sys.PROT_WRITE
+            flags = _sys.MAP_PRIVATE | _sys.MAP_NORESERVE
+        try:
+            addr, base, whole = _sys.map_file(fd, 0, size, prot, flags)
+        except OSError as e:
+            raise from_os(e, "mmap", f"{self.path}/{self.manifest.files[i].path}") from e
+        view = memoryview(_sys.array(addr, size, base, whole, self.lease)).cast("B")
+        return view if private else view.toreadonly()
 
     def map_all(self) -> None:
         """Maps a model of one file; the others when they are asked for (docs/adr/0005)."""

@@ -30,7 +30,7 @@ class Status(NamedTuple):
     (the source's own file), "private", or "" if this process does not use it. reason:
     why it is not shared. attempts: loaders that died in a row; retry_after: seconds
     until the next is allowed. private_bytes: copied by writes into a copy-on-write
-    mapping, of a mode "c" object or of tensors("pt").
+    mapping, of a mode "c" object or of tensors("pt"). mode: of the object that was made last.
     """
 
     key: str
@@ -239,13 +239,15 @@ def status(r: Registry, key: str) -> Status:
     except Error as e:
         why = e.text
     reason = r._fallen.get(key, "")
-    cached = r._objects.get(key)
+    objects = r._objects.get(key, {})
+    cached = next(reversed(list(objects.values())), None)
     a = r._local.get(key) if cached is None else cached.attachment
-    mode = None if cached is None else cached.mode
+    mode = None if cached is None else cached.modes[0]
     if cached is not None and a is None:
         return Status(key, state, False, "private", cached.reason, gen, nbytes, mode, 0, deaths, retry)
     if a is not None and not (cached is None and reason):
-        copied = sum(private_bytes(view) for (_, private), view in list(a.mapped.items()) if private)
+        views = [view for (_, private), view in list(a.mapped.items()) if private]
+        copied = sum(map(private_bytes, views + [e.data for e in set(objects.values())]))
         return Status(key, state, True, "shm", "", gen, nbytes, mode, copied, deaths, retry)
     if reason:
         return Status(key, state, False, "source", reason, gen, nbytes, None, 0, deaths, retry)

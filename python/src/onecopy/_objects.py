@@ -401,7 +401,8 @@ def parse(skeleton: memoryview, data_size: int) -> Parsed:
 
 class Object(NamedTuple):
     value: Any
-    mode: str
+    modes: tuple[str | None, ...]  # its own, and None if that is the default
+    data: memoryview
 
 
 def load(a: Attachment, mode: str | None) -> Object:
@@ -410,15 +411,17 @@ def load(a: Attachment, mode: str | None) -> Object:
         raise Corrupt("damaged: the model holds no Python object: it was loaded by other means")
     empty = memoryview(b"")
     parsed = parse(a.file(SKELETON), a.manifest.files[a.index[DATA]].size if DATA in a.index else 0)
-    if mode is None:
-        # torch knows no read-only tensors: a write would kill the process.
-        mode = "c" if parsed.torch else "r"
-    data = a.file(DATA, private=mode == "c") if DATA in a.index else empty
+    # torch knows no read-only tensors: a write would kill the process.
+    default = "c" if parsed.torch else "r"
+    modes = (default, None) if mode in (default, None) else (mode,)
+    data = empty
+    if DATA in a.index:
+        data = a.file(DATA) if modes[0] == "r" else a.copy(DATA)
     if parsed.torch and mode == "r":
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", UserWarning)  # asked for: read-only tensors
-            return Object(_rebuild(parsed, data), mode)
-    return Object(_rebuild(parsed, data), mode)
+            return Object(_rebuild(parsed, data), modes, data)
+    return Object(_rebuild(parsed, data), modes, data)
 
 
 def _rebuild(parsed: Parsed, data: memoryview) -> Any:

@@ -59,12 +59,14 @@ class Cached:
     """An object that this process has, and how to see that it is still the published one.
 
     version is the stored object's; with None it is only for those who ignore changes.
+    modes: its own, and the others (None: without one) whose callers get it too.
     """
 
-    __slots__ = ("attachment", "fd", "hits", "mode", "offset", "reason", "value", "version", "word")
+    __slots__ = ("attachment", "data", "fd", "hits", "modes", "offset", "reason", "value", "version", "word")
 
-    def __init__(self, value: Any, version: str | None, mode: str) -> None:
-        self.value, self.version, self.mode = value, version, mode
+    def __init__(self, value: Any, version: str | None, modes: tuple[str | None, ...]) -> None:
+        self.value, self.version, self.modes = value, version, modes
+        self.data = memoryview(b"")
         self.fd, self.offset, self.word = -1, 0, b""
         self.hits = 0
         self.attachment: Any = None  # an Attachment
@@ -108,7 +110,7 @@ class Registry:
         self._mu = threading.Lock()
         self._local: weakref.WeakValueDictionary[str, Attachment] = weakref.WeakValueDictionary()
         self._flights: dict[object, threading.Event] = {}
-        self._objects: dict[str, Cached] = {}
+        self._objects: dict[str, dict[str | None, Cached]] = {}  # by key and mode asked for
         self._fallen: dict[str, str] = {}  # key -> why it is not shared
         self._counts = dict.fromkeys(_COUNTS, 0)
         _registries.add(self)
@@ -402,7 +404,8 @@ class Registry:
         Python, numpy, torch than the stored object's, raise SourceChanged, or load anew
         (on_change="replace"), or are ignored ("ignore").
         mode: "r" (default) read-only pages; "c" (default for torch) copy on write: a
-        write costs private memory and is seen by nobody else.
+        write costs private memory and is seen by no other process. Each process has one
+        object per key and mode.
         fallback: "auto" raises where memory is short and loads privately, once per
         process and with one warning, where sharing is impossible; "private" does so in
         both cases, "raise" in none.
@@ -410,29 +413,27 @@ class Registry:
         The result is cached in this process until release(key): further calls cost less
         than a microsecond.
         """
-        e = self._objects.get(key) if isinstance(key, str) else None
-        if e is not None and self._fresh(e, version, mode, on_change):
+        e = self._cached(key, version, mode, on_change)
+        if e is not None:
             return e.value
         _one_of("fallback", fallback, FALLBACKS)
         _one_of("mode", mode, MODES)
         with operation("load", str(key)):
             return self._load_object(check_key(key), loader, version, mode, timeout, fallback, on_change)
 
-    def _fresh(self, e: Cached, version: str | None, mode: str | None, on_change: str | None) -> bool:
-        if e.version != (version or "") and on_change != "ignore":
-            return False
-        if mode is not None and mode != e.mode:
-            return False
-        e.hits += 1
-        if e.fd < 0:
-            return True
+    def _cached(self, key: str, version: str | None, mode: str | None, on_change: str | None) -> Cached | None:
         try:
-            if os.pread(e.fd, 8, e.offset) != e.word:
-                return False
-        except OSError:  # somebody closed all descriptors of the process
-            return False
-        place = e.attachment.place
-        return not place.gone and (e.hits & 1023 != 0 or not place.is_gone())
+            e = self._objects[key][mode]
+            if e.version != (version or "") and on_change != "ignore":
+                return None
+            e.hits += 1
+            if e.fd >= 0:
+                place = e.attachment.place
+                if os.pread(e.fd, 8, e.offset) != e.word or place.gone or not (e.hits & 1023 or not place.is_gone()):
+                    return None
+            return e
+        except (KeyError, OSError, TypeError):  # as in the function of the module
+            return None
 
     def _load_object(
         self, key: str, loader: Callable[..., Any], version: str | None, mode: str | None,
@@ -443,8 +444,8 @@ class Registry:
         source = ObjectSource(loader, version, on_change)
         deadline = None if timeout is None else time.monotonic() + timeout
         while True:
-            e = self._objects.get(key)
-            if e is not None and self._fresh(e, version, mode, on_change):
+            e = self._cached(key, version, mode, on_change)
+            if e is not None:
                 return e.value
             if loading.get():
                 # Reading within a loader is fine; waiting for oneself is not.
@@ -455,14 +456,20 @@ class Registry:
                 continue
             try:
                 e = self._build_object(key, source, mode, deadline, fallback)
-                with self._mu:  # before the others look
-                    old = self._objects.get(key)
-                    self._objects[key] = e
-                    if old is not None:
-                        self._counts["hits"] += old.hits
+                self._keep(key, e)  # before the others look
             finally:
                 leave()
             return e.value
+
+    def _keep(self, key: str, e: Cached) -> None:
+        with self._mu:
+            old = self._objects.get(key, {})
+            # Of an older generation nothing is kept: it would stay in memory.
+            same = [c for c in old.values() if (c.fd, c.offset, c.word) == (e.fd, e.offset, e.word)]
+            new = {m: c for c in same for m in c.modes if m not in e.modes}
+            new.update(dict.fromkeys(e.modes, e))
+            self._objects[key] = new
+            self._counts["hits"] += sum(c.hits for c in set(old.values()) - set(new.values()))
 
     def _build_object(self, key: str, source: Any, mode: str | None, deadline: float | None, fallback: str) -> Cached:
         from . import _objects
@@ -482,15 +489,15 @@ class Registry:
             self._fall(key, e, "it is loaded into this process's own memory")
             from ._arena import Writer
 
-            c = Cached(_objects.call(source.loader, Writer()), source.version, mode or "c")
+            c = Cached(_objects.call(source.loader, Writer()), source.version, (mode or "c", None))
             c.reason = e.text
             return c
         self._fallen.pop(key, None)
-        c = Cached(o.value, source.version, o.mode)
+        c = Cached(o.value, source.version, o.modes)
         if source.on_change == "ignore":  # which must not decide for other callers
             c.version = _objects.version_here(a.manifest)
         c.fd, c.offset, c.word = a.place.fd, a.offset, a.word
-        c.attachment = a
+        c.attachment, c.data = a, o.data
         return c
 
     def _trust_objects(self, place: Place) -> None:
@@ -503,11 +510,11 @@ class Registry:
             )
 
     def release(self, key: str) -> None:
-        """Drops this process's cached object of key. Views of it stay valid and keep the lease."""
+        """Drops this process's cached objects of key, of all modes. Views of them stay valid and keep
+        the lease."""
         with self._mu:
-            e = self._objects.pop(key, None)
-            if e is not None:
-                self._counts["hits"] += e.hits
+            old = self._objects.pop(key, {})
+            self._counts["hits"] += sum(e.hits for e in set(old.values()))
             self._fallen.pop(key, None)
 
     # For asyncio.
@@ -518,8 +525,8 @@ class Registry:
 
     async def aget_or_load(self, key: str, loader: Callable[..., Any], **options: Any) -> Any:
         """get_or_load() for asyncio: a cached object at once, else in a thread."""
-        e = self._objects.get(key) if isinstance(key, str) else None
-        if e is not None and self._fresh(e, options.get("version"), options.get("mode"), options.get("on_change")):
+        e = self._cached(key, options.get("version"), options.get("mode"), options.get("on_change"))
+        if e is not None:
             return e.value
         return await _in_thread(self.get_or_load, key, loader, **options)
 
@@ -623,7 +630,7 @@ class Registry:
 
         with self._mu:
             counts = dict(self._counts)
-            counts["hits"] += sum(e.hits for e in self._objects.values())
+            counts["hits"] += sum(e.hits for modes in self._objects.values() for e in set(modes.values()))
         return Stats(**counts)
 
     def close(self) -> None:
