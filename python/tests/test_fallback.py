@@ -57,7 +57,7 @@ def test_path_elsewhere(elsewhere: onecopy.Registry, model: pathlib.Path) -> Non
     assert elsewhere.stats().fallbacks == 2
 
 
-def test_object_elsewhere(elsewhere: onecopy.Registry) -> None:
+def test_object_elsewhere(elsewhere: onecopy.Registry, monkeypatch: pytest.MonkeyPatch) -> None:
     calls: list[int] = []
 
     def load(w: onecopy.Writer) -> list[object]:
@@ -72,6 +72,17 @@ def test_object_elsewhere(elsewhere: onecopy.Registry) -> None:
         assert elsewhere.get_or_load("k", load, version="1") is v
     assert calls == [1] and v[0].sum() == 6
     assert elsewhere.status("k").backing == "private"
+    for mode in ("r", "c", "r"):  # it is this process's own in any case
+        assert elsewhere.get_or_load("k", load, version="1", mode=mode) is v
+    assert calls == [1] and elsewhere.stats().hits == 6
+    monkeypatch.setattr(onecopy, "_default", elsewhere)
+    monkeypatch.setattr(onecopy, "_cached", elsewhere._objects)
+    for get in (elsewhere.get_or_load, onecopy.get_or_load):
+        with pytest.raises(onecopy.Unsupported):
+            get("k", load, version="1", fallback="raise")
+    with pytest.raises(onecopy.Unsupported):
+        asyncio.run(elsewhere.aget_or_load("k", load, version="1", fallback="raise"))
+    assert elsewhere.get_or_load("k", load, version="1") is v
     assert elsewhere.get_or_load("k", load, version="2") is not v
     with pytest.raises(onecopy.Unsupported):
         elsewhere.get_or_load("k2", load, fallback="raise")

@@ -156,7 +156,8 @@ def get_or_load(
         e = _cached[key][mode]
         if (
             (e.version == (version or "") or on_change == "ignore")
-            and (e.fd < 0 or _pread(e.fd, 8, e.offset) == e.word)  # below 0: this process's own
+            # Below 0 it is this process's own.
+            and (_pread(e.fd, 8, e.offset) == e.word if e.fd >= 0 else fallback != "raise")
         ):
             e.hits += 1
             if e.hits & 1023 or e.fd < 0 or not e.attachment.place.is_gone():

@@ -408,12 +408,12 @@ class Registry:
         object per key and mode.
         fallback: "auto" raises where memory is short and loads privately, once per
         process and with one warning, where sharing is impossible; "private" does so in
-        both cases, "raise" in none.
+        both cases, "raise" in none. A private object is writable, whatever the mode.
 
         The result is cached in this process until release(key): further calls cost less
         than a microsecond.
         """
-        e = self._cached(key, version, mode, on_change)
+        e = self._cached(key, version, mode, fallback, on_change)
         if e is not None:
             return e.value
         _one_of("fallback", fallback, FALLBACKS)
@@ -421,10 +421,13 @@ class Registry:
         with operation("load", str(key)):
             return self._load_object(check_key(key), loader, version, mode, timeout, fallback, on_change)
 
-    def _cached(self, key: str, version: str | None, mode: str | None, on_change: str | None) -> Cached | None:
+    def _cached(
+        self, key: str, version: str | None = None, mode: str | None = None, fallback: str = "auto",
+        on_change: str = "error", **_: Any,
+    ) -> Cached | None:  # fmt: skip
         try:
             e = self._objects[key][mode]
-            if e.version != (version or "") and on_change != "ignore":
+            if (e.version != (version or "") and on_change != "ignore") or (e.fd < 0 and fallback == "raise"):
                 return None
             e.hits += 1
             if e.fd >= 0:
@@ -444,7 +447,7 @@ class Registry:
         source = ObjectSource(loader, version, on_change)
         deadline = None if timeout is None else time.monotonic() + timeout
         while True:
-            e = self._cached(key, version, mode, on_change)
+            e = self._cached(key, version, mode, fallback, on_change)
             if e is not None:
                 return e.value
             if loading.get():
@@ -489,7 +492,7 @@ class Registry:
             self._fall(key, e, "it is loaded into this process's own memory")
             from ._arena import Writer
 
-            c = Cached(_objects.call(source.loader, Writer()), source.version, (mode or "c", None))
+            c = Cached(_objects.call(source.loader, Writer()), source.version, ("c", "r", None))
             c.reason = e.text
             return c
         self._fallen.pop(key, None)
@@ -525,7 +528,7 @@ class Registry:
 
     async def aget_or_load(self, key: str, loader: Callable[..., Any], **options: Any) -> Any:
         """get_or_load() for asyncio: a cached object at once, else in a thread."""
-        e = self._cached(key, options.get("version"), options.get("mode"), options.get("on_change"))
+        e = self._cached(key, **options)
         if e is not None:
             return e.value
         return await _in_thread(self.get_or_load, key, loader, **options)
