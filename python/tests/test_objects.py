@@ -375,9 +375,7 @@ def test_version_and_environment(reg: onecopy.Registry, monkeypatch: pytest.Monk
     assert reg.get_or_load("k", arrays, version="2") == [2]
 
 
-def test_ignoring_a_change_does_not_decide_for_others(
-    reg: onecopy.Registry, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_ignoring_a_change_does_not_decide_for_others(reg: onecopy.Registry, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(onecopy, "_default", reg)
     monkeypatch.setattr(onecopy, "_cached", reg._objects)
     onecopy.Registry(reg.dir).get_or_load("k", lambda: [1], version="1")
@@ -503,6 +501,61 @@ def test_release_and_views(reg: onecopy.Registry) -> None:
     gc.collect()
     assert not reg.entries()[0].leased
     reg.remove("k")
+
+
+def test_close_drops_what_is_cached(reg: onecopy.Registry, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(onecopy, "_default", reg)
+    monkeypatch.setattr(onecopy, "_cached", reg._objects)
+    for _ in range(3):
+        onecopy.get_or_load("k", lambda: np.ones(3))
+    reg.close()
+    assert reg.stats().hits == 2
+    with pytest.raises(onecopy.Closed):
+        onecopy.get_or_load("k", dict)
+    gc.collect()
+    onecopy.Registry(reg.dir).remove("k")  # no lease is left
+
+
+def test_close_during_a_load(reg: onecopy.Registry) -> None:
+    inside, go = threading.Event(), threading.Event()
+    got: list[Any] = []
+
+    def slow() -> Any:
+        inside.set()
+        go.wait(30)
+        return np.ones(3)
+
+    t = threading.Thread(target=lambda: got.append(reg.get_or_load("k", slow)))
+    t.start()
+    inside.wait(30)
+    reg.close()
+    go.set()
+    t.join()
+    assert got.pop().sum() == 3  # who waited for it has it
+    for call in (lambda: reg.get_or_load("k", slow), lambda: reg.get("k")):
+        with pytest.raises(onecopy.Closed):
+            call()
+    gc.collect()
+    onecopy.Registry(reg.dir).remove("k")
+
+
+class Curious:
+    """Asks its registry something when it goes."""
+
+    asked: list[Any] = []
+    of: Any = None
+
+    def __del__(self) -> None:
+        if self.of is not None:
+            self.asked.append(self.of._mu.locked())
+
+
+def test_an_object_that_calls_its_registry_when_it_goes(reg: onecopy.Registry) -> None:
+    drops = (lambda: reg.get_or_load("k", Box, version="2", on_change="replace"), lambda: reg.release("k"), reg.close)
+    for drop in drops:
+        reg.get_or_load("k", Curious, version="1", on_change="replace").of = reg
+        drop()
+    assert Curious.asked == [False] * 3
 
 
 def test_objects_false_and_foreign_owner(reg: onecopy.Registry, monkeypatch: pytest.MonkeyPatch) -> None:

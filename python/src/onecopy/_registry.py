@@ -192,9 +192,13 @@ class Registry:
         if a is None:
             a = attach(place, key)
             with self._mu:
-                self._local[key] = a
+                self._remember(key, a)
                 self._counts["attaches"] += 1
         return a
+
+    def _remember(self, key: str, a: Attachment) -> None:
+        if not self._closed:  # meanwhile, by another thread
+            self._local[key] = a
 
     def _accept(self, a: Attachment, source: Source) -> None:
         """Compares the source with the generation: each time, because a source may change at any time."""
@@ -248,7 +252,7 @@ class Registry:
                 )  # fmt: skip
                 if job is not None:
                     with self._mu:  # before the others look
-                        self._local[key] = a
+                        self._remember(key, a)
                         self._counts["loads"] += 1
                         self._counts["takeovers"] += job.takeovers
                         self._counts["bytes_loaded"] += a.manifest.bytes
@@ -466,6 +470,8 @@ class Registry:
 
     def _keep(self, key: str, e: Cached) -> None:
         with self._mu:
+            if self._closed:  # meanwhile, by another thread
+                return
             old = self._objects.get(key, {})
             # Of an older generation nothing is kept: it would stay in memory.
             same = [c for c in old.values() if (c.fd, c.offset, c.word) == (e.fd, e.offset, e.word)]
@@ -641,7 +647,11 @@ class Registry:
         with self._mu:
             self._closed = True
             self._place = None
-            self._objects = {}
+            # Emptied, not replaced: get_or_load of the module looks into this one. What was
+            # in it goes after the lock, because a user's __del__ may call this registry.
+            old = [e for modes in self._objects.values() for e in set(modes.values())]
+            self._counts["hits"] += sum(e.hits for e in old)
+            self._objects.clear()
             self._local = weakref.WeakValueDictionary()
 
     def __enter__(self) -> Registry:
