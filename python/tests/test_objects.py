@@ -6,11 +6,13 @@ import asyncio
 import collections
 import functools
 import gc
+import math
 import os
 import pathlib
 import pickle
 import sys
 import threading
+import time
 from typing import Any
 
 import pytest
@@ -484,6 +486,27 @@ def test_a_waiting_thread_times_out(reg: onecopy.Registry) -> None:
     go.set()
     t.join()
     assert reg.get_or_load("k", slow) == [1]
+
+
+@pytest.mark.parametrize("where", ["call", "registry"])
+def test_a_thread_that_waits_for_ever(shm: str, where: str) -> None:
+    r = onecopy.Registry(shm + "/r", load_timeout=math.inf if where == "registry" else 600)
+    timeout = math.inf if where == "call" else None
+    go = threading.Event()
+    got: list[Any] = []
+
+    def work() -> None:
+        got.append(r.get_or_load("k", lambda: [go.wait(30)], timeout=timeout))
+
+    threads = [threading.Thread(target=work) for _ in range(2)]
+    for t in threads:
+        t.start()
+    while not r.stats().waits:
+        time.sleep(0.001)
+    go.set()
+    for t in threads:
+        t.join()
+    assert got == [[True]] * 2
 
 
 def test_release_and_views(reg: onecopy.Registry) -> None:

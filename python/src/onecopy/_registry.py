@@ -280,7 +280,7 @@ class Registry:
             self._count("waits")
             # Not for ever: it may be a thread of that very loader that waits here.
             left = self._load_timeout if deadline is None else max(0.0, deadline - time.monotonic())
-            if not flight.wait(left):
+            if not flight.wait(min(left, threading.TIMEOUT_MAX)):
                 raise Timeout(
                     "timed out: context deadline exceeded: another thread of this process is loading it, or hangs"
                 )
