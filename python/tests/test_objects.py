@@ -218,6 +218,23 @@ def test_writer(reg: onecopy.Registry) -> None:
     assert reg.check(data=True) == []
 
 
+def test_shapes_of_a_writer(shm: str) -> None:
+    n = np.int32(1 << 16)
+    reg = onecopy.Registry(shm + "/r", budget=64 << 20)
+
+    def load(w: Any) -> list[Any]:
+        for shape in (-1, (3, -1), (0, np.int64(-4))):
+            with pytest.raises(ValueError, match="negative"):
+                w.empty(shape)
+        with pytest.raises(TypeError):
+            w.empty(2.5)
+        return [w.empty(np.int64(3)), w.empty([np.uint8(200), np.uint8(200)], "u1"), w.empty(())]
+
+    assert [a.shape for a in reg.get_or_load("k", load)] == [(3,), (200, 200), ()]
+    with pytest.raises(onecopy.NoSpace):  # and not the 0 bytes that int32 makes of it
+        reg.get_or_load("k2", lambda w: w.empty((n, n), "u1"))
+
+
 def test_writer_without_huge_pages_and_without_room(shm: str, monkeypatch: pytest.MonkeyPatch) -> None:
     reg = onecopy.Registry(shm + "/r", budget=64 << 20)
     monkeypatch.setattr(_arena._sys, "MADV_COLLAPSE", 9999)

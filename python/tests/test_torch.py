@@ -103,6 +103,8 @@ def test_read_only_on_request(reg: onecopy.Registry) -> None:
 def test_writer(reg: onecopy.Registry) -> None:
     def load(w: Any) -> Any:
         t = w.tensor((1000, 500), torch.bfloat16)
+        with pytest.raises(ValueError, match="negative"):
+            w.tensor((-1, -1))
         t.fill_(2)
         return {"t": t, "row": t[3], "none": w.tensor(0), "one": w.tensor(5)}
 

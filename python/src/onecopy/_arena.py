@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import operator
 import os
 from typing import TYPE_CHECKING, Any
 
@@ -16,6 +18,17 @@ if TYPE_CHECKING:
 _HUGE = _sys.HUGE_PAGE
 _ALIGN = 64
 _RW = _sys.PROT_READ | _sys.PROT_WRITE
+
+
+def _dimensions(shape: Any) -> tuple[int, ...]:
+    # As Python's own integers: a product of numpy's overflows.
+    try:
+        dims: tuple[int, ...] = (operator.index(shape),)
+    except TypeError:
+        dims = tuple(operator.index(n) for n in shape)
+    if min(dims, default=0) < 0:
+        raise ValueError(f"shape {dims}: no dimension can be negative")
+    return dims
 
 
 class Writer:
@@ -34,11 +47,8 @@ class Writer:
         """
         import numpy as np
 
-        dt = np.dtype(dtype)
-        shape = (shape,) if isinstance(shape, int) else tuple(shape)
-        n = dt.itemsize
-        for s in shape:
-            n *= s
+        dt, shape = np.dtype(dtype), _dimensions(shape)
+        n = dt.itemsize * math.prod(shape)
         return np.ndarray(shape, dt, self._memory(n) if n else None)
 
     zeros = empty
@@ -47,11 +57,8 @@ class Writer:
         """The same as a torch tensor; dtype: a torch.dtype, default torch.get_default_dtype()."""
         import torch
 
-        dtype = dtype or torch.get_default_dtype()
-        shape = (shape,) if isinstance(shape, int) else tuple(shape)
-        n = torch.empty(0, dtype=dtype).element_size()
-        for s in shape:
-            n *= s
+        dtype, shape = dtype or torch.get_default_dtype(), _dimensions(shape)
+        n = torch.empty(0, dtype=dtype).element_size() * math.prod(shape)
         if not n:
             return torch.zeros(shape, dtype=dtype)
         return torch.frombuffer(self._memory(n), dtype=dtype).view(shape)
