@@ -225,6 +225,26 @@ except onecopy.Error as e:
     assert "a writer is left" in said and "a child that the loader forked" in said
 
 
+@pytest.mark.parametrize("how", ["returns", "raises"])
+def test_a_writer_after_its_load(start: Any, how: str) -> None:
+    code = """
+kept = []
+def load(w):
+    kept.append(w)
+    a = w.empty(5)
+    return a if sys.argv[1] == "returns" else 1 / 0
+try:
+    onecopy.get_or_load("k", load)
+except onecopy.LoadFailed:
+    pass
+try:
+    kept[0].empty(5)[0] = 1  # was a signal
+except onecopy.Closed as e:
+    print(e, flush=True)
+"""
+    assert start(code, how).line() == "closed: a Writer is good for its own load only"
+
+
 def test_a_child_does_not_undo_its_parents_load(reg: onecopy.Registry, start: Any) -> None:
     code = """
 def load():

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from . import _locks, _sys
 from . import _manifest as M
 from ._segment import SMALL, WINDOW, Pending
-from .errors import from_os
+from .errors import Closed, from_os
 
 if TYPE_CHECKING:
     from ._load import Loader
@@ -37,7 +37,7 @@ class Writer:
 
     What the loader returns of them is part of the result without being copied; what it
     does not return stays in the segment all the same. Children of fork may fill them, and
-    must have ended when the loader returns.
+    must have ended when the loader returns. After that it makes no more (Closed).
     """
 
     def empty(self, shape: Any, dtype: Any = "float32") -> Any:
@@ -81,6 +81,7 @@ class Arena(Writer):
         self._pending: Pending | None = None
         self._addr = self._used = self._size = self._room = 0
         self._all: Any = None
+        self.over = False
 
     def range(self) -> tuple[int, int]:
         """Address and size of what was handed out."""
@@ -93,6 +94,8 @@ class Arena(Writer):
         return self._pending
 
     def _memory(self, n: int) -> memoryview:
+        if self.over:
+            raise Closed("closed: a Writer is good for its own load only")
         at = -(-self._used // _ALIGN) * _ALIGN
         if self._all is None:
             _, total = self._load.place.m.free()
@@ -147,6 +150,7 @@ class Arena(Writer):
 
     def close(self) -> None:
         """Drops what was not sealed; what the loader kept of it becomes zeros of its own."""
+        self.over = True
         if self._pending is not None and self._pending.fd >= 0:
             if self._all is not None and self._size:
                 flags = _sys.MAP_PRIVATE | _sys.MAP_ANONYMOUS | _sys.MAP_NORESERVE

@@ -519,6 +519,7 @@ class ObjectSource(Source):
         arena = Arena(load)
         try:
             obj = call(self.loader, arena)
+            arena.over = True  # a thread of the loader may go on
             d = dump(obj, arena.range())
             environment = {"python": version_of("python") or ""}
             for package in sorted(d.packages - {"builtins", __name__.partition(".")[0]}):
