@@ -235,6 +235,27 @@ def test_shapes_of_a_writer(shm: str) -> None:
         reg.get_or_load("k2", lambda w: w.empty((n, n), "u1"))
 
 
+def test_threads_of_a_loader_share_a_writer(reg: onecopy.Registry, monkeypatch: pytest.MonkeyPatch) -> None:
+    real, threads, made = _arena.Arena._grow, [], []
+
+    def load(w: Any) -> Any:
+        def grow(self: Any, n: int) -> None:
+            real(self, n)
+            if not threads:
+                threads.append(threading.Thread(target=lambda: made.append(w.empty(1000))))
+                threads[0].start()
+                threads[0].join(0.1)  # it has to wait until this thread has its own
+
+        monkeypatch.setattr(_arena.Arena, "_grow", grow)
+        a = w.empty(1000)
+        threads[0].join()
+        assert not np.shares_memory(a, made[0])
+        a[:], made[0][:] = 1, 2
+        return [a, made.pop()]
+
+    assert [v.sum() for v in reg.get_or_load("k", load)] == [1000, 2000]
+
+
 def test_writer_without_huge_pages_and_without_room(shm: str, monkeypatch: pytest.MonkeyPatch) -> None:
     reg = onecopy.Registry(shm + "/r", budget=64 << 20)
     monkeypatch.setattr(_arena._sys, "MADV_COLLAPSE", 9999)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import operator
 import os
+import threading
 from typing import TYPE_CHECKING, Any
 
 from . import _locks, _sys
@@ -82,6 +83,7 @@ class Arena(Writer):
         self._addr = self._used = self._size = self._room = 0
         self._all: Any = None
         self.over = False
+        self._mu = threading.Lock()  # threads of the loader may ask at the same time
 
     def range(self) -> tuple[int, int]:
         """Address and size of what was handed out."""
@@ -94,25 +96,29 @@ class Arena(Writer):
         return self._pending
 
     def _memory(self, n: int) -> memoryview:
-        if self.over:
-            raise Closed("closed: a Writer is good for its own load only")
-        at = -(-self._used // _ALIGN) * _ALIGN
-        if self._all is None:
-            _, total = self._load.place.m.free()
-            self._room = -(-total // _HUGE) * _HUGE
-            try:
-                base, self._addr = _sys.reserve(self._room)
-            except OSError as e:
-                raise from_os(e, "reserve", "address space") from e
-            self._all = _sys.array(self._addr, self._room, base, self._room + _HUGE)
-        missing = -(-(at + n - self._size) // _HUGE) * _HUGE
-        if missing > 0:
-            self._load.fill.reserve(missing, False)  # as a whole, before any of it is allocated
-        while self._size < at + n:
-            want = -(-(at + n - self._size) // _HUGE) * _HUGE
-            self._grow(min(want, WINDOW))
-        self._used = at + n
-        return memoryview(self._all).cast("B")[at : at + n]
+        with self._mu:
+            if self.over:
+                raise Closed("closed: a Writer is good for its own load only")
+            at = -(-self._used // _ALIGN) * _ALIGN
+            if self._all is None:
+                self._reserve()
+            missing = -(-(at + n - self._size) // _HUGE) * _HUGE
+            if missing > 0:
+                self._load.fill.reserve(missing, False)  # as a whole, before any of it is allocated
+            while self._size < at + n:
+                want = -(-(at + n - self._size) // _HUGE) * _HUGE
+                self._grow(min(want, WINDOW))
+            self._used = at + n
+            return memoryview(self._all).cast("B")[at : at + n]
+
+    def _reserve(self) -> None:
+        _, total = self._load.place.m.free()
+        self._room = -(-total // _HUGE) * _HUGE
+        try:
+            base, self._addr = _sys.reserve(self._room)
+        except OSError as e:
+            raise from_os(e, "reserve", "address space") from e
+        self._all = _sys.array(self._addr, self._room, base, self._room + _HUGE)
 
     def _grow(self, n: int) -> None:
         p, fill, off = self.pending(), self._load.fill, self._size
