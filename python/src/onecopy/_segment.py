@@ -21,7 +21,7 @@ from . import _sys
 from ._dir import Dir
 from ._locks import close, private
 from ._manifest import chunk_count, chunk_digest
-from .errors import Error, SourceFailed, Unsupported, from_os
+from .errors import LoadFailed, SourceFailed, Unsupported, from_os
 
 # Out of the page cache a copy is bound by memory, and one or two threads are enough.
 # From a disk, reading past the cache straight into 2 MiB pages is fastest, with several
@@ -34,11 +34,12 @@ _HUGE = _sys.HUGE_PAGE
 _CHUNK = L.CHUNK_BYTES
 
 
-class WriterLeft(Error):
+class WriterLeft(LoadFailed):
     """The kernel says that somebody can still write the file."""
 
-    default = "a writer is left"
-    hint = "a child that the loader forked still has the memory: let it end before the loader returns"
+    def __init__(self, path: str) -> None:
+        super().__init__(f"the load failed: lease {path}: a writer is left")
+        self.hint = "a child that the loader forked still has the memory: let it end before the loader returns"
 
 
 class Fill:
@@ -209,7 +210,7 @@ def prove(fd: int, path: str) -> None:
                     f" {(e.strerror or '').lower()}"
                 ) from e
         if delay >= 0.1:
-            raise WriterLeft(f"lease {path}: a writer is left")
+            raise WriterLeft(path)
         time.sleep(delay)  # a child between fork and exec holds every descriptor for a moment
         delay *= 2
 

@@ -172,7 +172,8 @@ class SourceChanged(Error):
 
 
 class LoadFailed(Error):
-    """The loader raised (``__cause__``), returned what cannot be shared, or loaders keep dying.
+    """The loader raised (``__cause__``), returned what cannot be shared, left a child of fork that
+    can still write it, or loaders keep dying.
 
     ``deaths`` counts loaders that were killed in a row, ``retry_after`` is the time
     in seconds until the next attempt is allowed.
