@@ -6,6 +6,7 @@ import asyncio
 import collections
 import functools
 import gc
+import importlib
 import math
 import os
 import pathlib
@@ -405,7 +406,7 @@ def test_version_and_environment(reg: onecopy.Registry, monkeypatch: pytest.Monk
             other().get_or_load("k", arrays, version="1")
     with monkeypatch.context() as patch:
         patch.setattr(_objects, "version_of", lambda name: None)
-        with pytest.raises(onecopy.SourceChanged, match="and is not installed now"):
+        with pytest.raises(onecopy.SourceChanged, match="and is not importable now"):
             other().get_or_load("k", arrays, version="1")
     assert _objects.version_of("no_such_package") is None
     new = other().get_or_load("k", lambda: [2], version="2", on_change="replace")
@@ -413,6 +414,26 @@ def test_version_and_environment(reg: onecopy.Registry, monkeypatch: pytest.Monk
     with pytest.raises(onecopy.SourceChanged):  # never silently stale
         reg.get_or_load("k", arrays, version="1")
     assert reg.get_or_load("k", arrays, version="2") == [2]
+
+
+@pytest.mark.parametrize("error", ["RuntimeError('no GPU here')", "OSError('no file')", "ImportError"])
+def test_a_package_that_cannot_be_imported(
+    reg: onecopy.Registry, tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch, error: str
+) -> None:
+    module = tmp_path / "onecopy_moody.py"
+    module.write_text("__version__ = '1'\nclass A: pass\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setattr(sys, "dont_write_bytecode", True)
+    reg.get_or_load("k", lambda: __import__("onecopy_moody").A())
+    module.write_text(f"raise {error}\n")
+    del sys.modules["onecopy_moody"]
+    importlib.invalidate_caches()
+    other = onecopy.Registry(reg.dir)
+    with pytest.raises(onecopy.SourceChanged, match='onecopy_moody was "1" .* and is not importable now'):
+        other.get_or_load("k", dict)
+    with pytest.raises(onecopy.LoadFailed, match="cannot be rebuilt here: " + error.partition("(")[0]):
+        other.get_or_load("k", dict, on_change="ignore")
+    assert other.get_or_load("k", lambda: [2], on_change="replace") == [2]
 
 
 def test_ignoring_a_change_does_not_decide_for_others(reg: onecopy.Registry, monkeypatch: pytest.MonkeyPatch) -> None:

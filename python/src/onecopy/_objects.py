@@ -463,7 +463,7 @@ def version_of(package: str) -> str | None:
         return f"{sys.version_info[0]}.{sys.version_info[1]}"
     try:
         module = sys.modules.get(package) or __import__(package)
-    except ImportError:
+    except Exception:  # a package may look for a device, or for a file, and raise anything
         return None
     v = getattr(module, "__version__", None)
     return str(v) if v is not None else None
@@ -477,7 +477,7 @@ def _compare(was: M.Origin, version: str) -> None:
     for name, loaded in was.environment.items():
         current = version_of(name)
         if current != loaded:
-            shown = "not installed" if current is None else quoted(current)
+            shown = "not importable" if current is None else quoted(current)
             raise SourceChanged(f"environment {name}", quoted(loaded), shown)
 
 
