@@ -182,6 +182,10 @@ def test_a_changed_source_is_an_error(reg: onecopy.Registry, model: pathlib.Path
         with reg.open("k", model, replace=True) as m:
             assert m.loaded
     assert fields == ["file new", "file empty", "mtime of a.bin"]
+    (model / "link").symlink_to("nowhere")
+    with pytest.raises(onecopy.SourceFailed, match="/link: no such file or directory"):
+        onecopy.Registry(reg.dir).open("k", model)
+    (model / "link").unlink()
     os.rename(model, tmp_path / "moved")
     with pytest.raises(onecopy.SourceChanged, match="which does not exist"):
         onecopy.Registry(reg.dir).open("k", model)

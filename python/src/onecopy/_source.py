@@ -93,7 +93,8 @@ class PathSource(Source):
         try:
             plan = self.survey()
         except SourceFailed as e:
-            if isinstance(e.__cause__, FileNotFoundError) and self.on_change == "error":
+            missing = isinstance(e.__cause__, FileNotFoundError) and not os.path.exists(self.path)
+            if missing and self.on_change == "error":
                 raise SourceChanged("path", man.origin.path, f"{self.path} (which does not exist)") from None
             raise
         if man.origin.kind != L.ORIGIN_PATH:
