@@ -129,6 +129,14 @@ def test_a_reader_makes_no_registry_in_the_place_of_a_deleted_one(shm: str) -> N
         os.seteuid(0)
 
 
+@pytest.mark.parametrize(
+    "option", [{"slots": -5}, {"slots": 7}, {"slots": 1 << 20}, {"budget": -1}, {"budget": 1 << 70}]
+)
+def test_options_out_of_range(shm: str, option: dict[str, int]) -> None:
+    with pytest.raises(ValueError, match="want"):
+        onecopy.Registry(shm + "/r", **option)  # type: ignore[arg-type]
+
+
 def test_refuses_what_is_no_tmpfs(tmp_path: pathlib.Path) -> None:
     if os.stat(tmp_path).st_dev == os.stat("/dev/shm").st_dev:
         pytest.skip("the temporary folder is a tmpfs")

@@ -145,7 +145,7 @@ class Place:
         while not epoch:
             epoch = int.from_bytes(os.urandom(8), "little")
         ident = T.Identity(epoch, boot_id(), slots or L.DEFAULT_SLOTS, time.time_ns())
-        self.v1.create(L.TABLE_FILE, T.new_image(ident, max(budget, 0)), 0o644)
+        self.v1.create(L.TABLE_FILE, T.new_image(ident, budget), 0o644)
 
     # Reading, without any lock.
 

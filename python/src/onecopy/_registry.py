@@ -10,6 +10,7 @@ import time
 import warnings
 import weakref
 
+from . import _layout as L
 from . import errors
 from ._names import check_key
 from .errors import (
@@ -85,7 +86,7 @@ class Registry:
     objects=False forbids get_or_load: a skeleton is a pickle.
     trust_owner: a uid besides one's own and root whose registry may be read.
     mode, slots, budget: of a registry that is created: directory mode 0o700 or 0o755 (other
-    users may read), capacity, bytes (0: 80 % of the tmpfs).
+    users may read), capacity (8 to 32768; 0: 1024), bytes (0: 80 % of the tmpfs).
     load_timeout: longest wait in seconds for another process's load. threads: that fill a segment.
 
     Safe for any number of threads. Two registries of one directory in one process are
@@ -99,6 +100,10 @@ class Registry:
     ) -> None:  # fmt: skip
         if mode not in (0o700, 0o755):
             raise ValueError(f"mode {mode:#o}: want 0o700, or 0o755 to let other users read")
+        if slots and not L.MIN_SLOTS <= slots <= L.MAX_SLOTS:
+            raise ValueError(f"slots={slots}: want {L.MIN_SLOTS} to {L.MAX_SLOTS}, or 0 for {L.DEFAULT_SLOTS}")
+        if not 0 <= budget < 1 << 63:
+            raise ValueError(f"budget={budget}: want bytes from 0 on, below 2**63")
         self._dir = os.fspath(dir) if dir is not None else None
         self._objects_allowed, self._trust = objects, trust_owner
         self._must_exist, self._mode, self._slots, self._budget = must_exist, mode, slots, budget
@@ -308,7 +313,6 @@ class Registry:
 
     def _await_foreign(self, place: Place, key: str, deadline: float | None) -> None:
         """Waits, as a user who can only read, for a load that is running."""
-        from . import _layout as L
         from . import _table as T
 
         until = time.monotonic() + self._load_timeout
@@ -558,7 +562,6 @@ class Registry:
         self._edit("ttl", key, (1 << 64) - 1 if seconds is None else int(seconds * 1e9))
 
     def _edit(self, op: str, key: str, value: int) -> None:
-        from . import _layout as L
         from . import _table as T
 
         hint, deadline = T.TTL if op == "ttl" else T.PIN, time.monotonic() + 10
