@@ -137,6 +137,16 @@ def test_options_out_of_range(shm: str, option: dict[str, int]) -> None:
         onecopy.Registry(shm + "/r", **option)  # type: ignore[arg-type]
 
 
+def test_a_relative_directory_stays_where_it_is(shm: str, model: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(shm)
+    r = onecopy.Registry("rel")
+    r.open("k", model, fallback="raise").close()
+    monkeypatch.chdir("/")
+    shutil.rmtree(shm + "/rel")
+    r.open("k", model, fallback="raise").close()
+    assert r.dir == shm + "/rel" and os.path.isdir(r.dir)
+
+
 def test_refuses_what_is_no_tmpfs(tmp_path: pathlib.Path) -> None:
     if os.stat(tmp_path).st_dev == os.stat("/dev/shm").st_dev:
         pytest.skip("the temporary folder is a tmpfs")

@@ -82,7 +82,8 @@ def default_dir() -> str:
 class Registry:
     """One directory of shared models. It is opened, or made, when it is first used.
 
-    dir: default $ONECOPY_DIR, else /dev/shm/onecopy-<uid>; on a tmpfs.
+    dir: default $ONECOPY_DIR, else /dev/shm/onecopy-<uid>; on a tmpfs. A relative one
+    belongs to the working directory that the process has now.
     objects=False forbids get_or_load: a skeleton is a pickle.
     trust_owner: a uid besides one's own and root whose registry may be read.
     mode, slots, budget: of a registry that is created: directory mode 0o700 or 0o755 (other
@@ -104,7 +105,7 @@ class Registry:
             raise ValueError(f"slots={slots}: want {L.MIN_SLOTS} to {L.MAX_SLOTS}, or 0 for {L.DEFAULT_SLOTS}")
         if not 0 <= budget < 1 << 63:
             raise ValueError(f"budget={budget}: want bytes from 0 on, below 2**63")
-        self._dir = os.fspath(dir) if dir is not None else None
+        self._dir = os.path.abspath(dir) if dir is not None else None
         self._objects_allowed, self._trust = objects, trust_owner
         self._must_exist, self._mode, self._slots, self._budget = must_exist, mode, slots, budget
         self._load_timeout = load_timeout
@@ -124,7 +125,7 @@ class Registry:
     def dir(self) -> str:
         """The registry's directory."""
         if self._dir is None:
-            self._dir = default_dir()
+            self._dir = os.path.abspath(default_dir())
         return self._dir
 
     # The place.
