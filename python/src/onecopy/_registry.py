@@ -359,7 +359,8 @@ class Registry:
         (SourceChanged), "replace" (publish a new generation; old ones stay valid for
         their holders) or "ignore". replace=True loads a new generation in any case.
         fallback: where nothing can be shared, "auto" and "private" map the source's own
-        files, with one warning; "raise" does not. progress(done, total) in bytes.
+        files, with one warning; "raise" does not. progress(done, total) in bytes is called
+        by any of the threads that load, by several at once too.
         """
         from ._model import Model
         from ._source import PathSource
