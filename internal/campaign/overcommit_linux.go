@@ -423,7 +423,7 @@ func (o *overcommit) markdown(outcomes []*outcome) (text, figures []byte, err er
 	} {
 		fmt.Fprintln(&b, "| "+row.name+" |"+cells(outcomes, row.cell))
 	}
-	b.WriteString("\nA violation is: more memory than the budget and the largest model; a leased or pinned model that was not in the table,\n" +
+	b.WriteString("\nA violation is: for longer than a quarter of a second more memory than the budget and the largest model; a leased or pinned model that was not in the table,\n" +
 		"or not under the same generation; a byte of a leased model that was not its own; a hit rate more than two points below an\n" +
 		"exact LRU's on the same trace with the same leases; a load that failed although it would have fitted beside everything\n" +
 		"that was in use, pinned or being loaded at any moment of the call; anything that a check with data finds at the end.\n")

@@ -7,6 +7,7 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/google/go-cmp/cmp"
 	"github.com/onecopy/onecopy/internal/layout"
@@ -37,6 +38,16 @@ func scene() *evidence {
 	return e
 }
 
+// over has the last two samples, which are a second apart, show so much.
+func over(u usage) func(*evidence) {
+	return func(e *evidence) {
+		u.table = e.samples[0].usage.table
+		e.samples[4].usage, e.samples[5].usage = u, u
+		e.samples[5].from += int64(time.Second)
+		e.samples[5].to += int64(time.Second)
+	}
+}
+
 // judge returns every violation.
 func judge(e *evidence) []string {
 	var out outcome
@@ -62,9 +73,10 @@ func TestViolations(t *testing.T) {
 		spoil func(*evidence)
 		want  string // "": still nothing is wrong; right: no refusal is
 	}{
-		"over by less than a model":  {func(e *evidence) { e.samples[3].usage.all = 140 }, ""},
-		"over by more":               {func(e *evidence) { e.samples[3].usage.all = 141 }, "131 bytes are used"},
-		"over, by the files' blocks": {func(e *evidence) { e.own = false; e.samples[3].usage.linked = 131 }, "131 bytes are used"},
+		"over by less than a model":  {over(usage{all: 140}), ""},
+		"over by more":               {over(usage{all: 141}), "131 bytes are used"},
+		"over by more for a moment":  {func(e *evidence) { e.samples[3].usage.all = 141 }, ""},
+		"over, by the files' blocks": {func(e *evidence) { e.own = false; over(usage{all: 60, linked: 131})(e) }, "131 bytes are used"},
 		"no samples":                 {func(e *evidence) { e.samples = nil }, "saw nothing"},
 		"nobody came":                {func(e *evidence) { e.log = nil }, "nobody accessed"},
 		"a lease is broken": {func(e *evidence) {
