@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import gc
+import itertools
 import os
 import pathlib
 import shutil
@@ -12,7 +13,7 @@ import subprocess
 import sys
 import tempfile
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
@@ -24,6 +25,34 @@ if not sys.platform.startswith("linux"):
     collect_ignore_glob = ["test_[!fs]*.py"]
 
 import onecopy  # noqa: E402
+
+
+def interrupted(fn: Callable[[], object], *modules: Any) -> Iterator[None]:
+    """Calls fn again and again, with a KeyboardInterrupt at another place of the modules each time,
+    and yields after each, until it comes through. The places are those where the interpreter looks for
+    signals: where a function begins, and where a built-in one has returned, its result lost."""
+    files = {m.__file__ for m in modules}
+    left = 0
+
+    def profile(frame: Any, event: str, arg: object) -> None:
+        nonlocal left
+        if event in ("call", "c_return") and frame.f_code.co_filename in files and frame.f_code.co_name != "__del__":
+            left -= 1
+            if left == 0:
+                raise KeyboardInterrupt
+
+    for at in itertools.count(1):
+        left = at
+        sys.setprofile(profile)
+        try:
+            fn()
+        except KeyboardInterrupt:
+            pass
+        finally:
+            sys.setprofile(None)
+        yield
+        if left > 0:
+            return
 
 
 @pytest.fixture

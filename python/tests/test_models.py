@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import fcntl
 import gc
 import os
@@ -16,7 +17,8 @@ from typing import Any
 import pytest
 
 import onecopy
-from onecopy import _load, _segment, errors
+from conftest import interrupted
+from onecopy import _load, _locks, _place, _segment, errors
 
 
 def mappings(text: str) -> int:
@@ -361,6 +363,41 @@ def test_an_interrupt_waits_for_the_threads_that_fill(reg: onecopy.Registry, tmp
     assert reg.entries() == [] and os.listdir(reg.dir + "/v1/m") == []
     with reg.open("k", source) as m:
         assert m.loaded
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # an interrupt in a finalizer
+@pytest.mark.parametrize("what", ["gc", "pin", "remove", "open"])
+def test_an_interrupt_leaves_no_lock(reg: onecopy.Registry, model: pathlib.Path, what: str) -> None:
+    """The whole machine waits for T, and every load of the key for K."""
+    other = onecopy.Registry(reg.dir, slots=8)  # few, because it takes a while
+    other.gc()
+
+    def remove() -> None:
+        with contextlib.suppress(onecopy.NotFound):
+            reg.remove("k")
+
+    def load() -> None:
+        reg.open("k", model, replace=True).close()
+
+    load()
+    for _ in interrupted({"gc": reg.gc, "pin": lambda: reg.pin("k"), "remove": remove, "open": load}[what], _locks, _place):
+        other.gc(timeout=1)
+        other.open("k", model, replace=what == "open", timeout=5).close()
+
+
+def test_an_interrupt_while_waiting_for_a_load_lock(reg: onecopy.Registry) -> None:
+    """The helper thread goes on for the others, and gives away no lock to one who has left."""
+    place = reg._here()
+    held = place.lock_key(1, None)
+
+    def wait() -> None:
+        threading.Timer(0.02, held.unlock).start()
+        place.lock_key(1, time.monotonic() + 5).unlock()
+
+    for _ in interrupted(wait, _locks):
+        held.unlock()
+        held = place.lock_key(1, time.monotonic() + 5)
+    held.unlock()
 
 
 def test_not_found(reg: onecopy.Registry) -> None:

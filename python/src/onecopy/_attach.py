@@ -134,9 +134,12 @@ class Attachment:
             fd, st = self.place.m.open(self.manifest.stem + L.MANIFEST_EXT)
         except FileNotFoundError as e:
             raise Gone(f"removed while in use: {e.filename}: no such file or directory") from e
-        if not _locks.try_shared(fd) or st.st_nlink == 0:
+        try:
+            if not _locks.try_shared(fd) or st.st_nlink == 0:
+                raise Gone()
+        except BaseException:
             os.close(fd)
-            raise Gone()
+            raise
         return fd
 
     def verify(self) -> None:

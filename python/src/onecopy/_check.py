@@ -119,9 +119,11 @@ class _Checker:
                     fd, _ = m.open(n)
                 except (OSError, Error):
                     continue
-                if _locks.try_exclusive(fd):
-                    self.add("leftover", "", m.join(n), _GC, "no slot names this generation and nobody leases it")
-                os.close(fd)
+                try:
+                    if _locks.try_exclusive(fd):
+                        self.add("leftover", "", m.join(n), _GC, "no slot names this generation and nobody leases it")
+                finally:
+                    os.close(fd)
             elif parsed is None or gen_name(parsed[0], parsed[1]) + L.MANIFEST_EXT not in names:
                 self.add("leftover", "", m.join(n), _GC, "belongs to no generation")
 

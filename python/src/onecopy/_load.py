@@ -54,7 +54,7 @@ class Loader:
         self._taken = self._trusted = self._done = self._noted = 0
         self._mu = threading.Lock()
         self.files: list[M.ManifestFile] = []
-        self.sealed: list[int] = []  # descriptors, in the manifest's order
+        self.sealed: list[int] = []  # descriptors, in the manifest's order, then manifest and digests
         self.sums: list[bytes] = []
         self.linked = False
         self._looked = self._swept = False  # at what the dead have left
@@ -69,10 +69,9 @@ class Loader:
 
     def run(self) -> Attachment:
         """Loads and attaches. Again: look once more."""
-        manifest = digests = -1
         try:
-            self._claim()
             try:
+                self._claim()
                 self.source.fill(self)
                 if os.getpid() != self._pid:
                     raise SourceFailed("source failed: the loader forked and returned in the child")
@@ -84,23 +83,25 @@ class Loader:
                 self._publish()
             except BaseException:
                 if os.getpid() == self._pid:  # a child of fork must not undo its parent's load
-                    self._abort(manifest, digests)
-                manifest = digests = -1
+                    self._abort()
                 raise
             a = Attachment(self.place, self.man, self.slot, T.make_word(L.READY, self.gen), lease)
             if len(self.files) <= EAGER_FILES:
-                for i, fd in enumerate(self.sealed):
-                    a.map(i, fd)
+                for i in range(len(self.files)):
+                    a.map(i, self.sealed[i])
             return a
         finally:
-            self._close()
-            for fd in (manifest, digests):
-                if fd >= 0:
-                    _locks.close(fd)
+            # Whatever comes, KeyboardInterrupt too: they keep the model's memory.
+            try:
+                self._close()
+            finally:
+                self._close()
 
     def _close(self) -> None:
+        """Closes the descriptors; when it is interrupted a second call closes the rest."""
         while self.sealed:
-            _locks.close(self.sealed.pop())
+            _locks.close(self.sealed[-1])
+            self.sealed.pop()
 
     # A slot, a generation and the right to the memory.
 
@@ -280,18 +281,13 @@ class Loader:
             tuple(self.files),
         )  # fmt: skip
         text = M.encode(self.man)
-        manifest = digests = -1
-        try:
-            manifest = self._small(L.MANIFEST_EXT, text)
-            digests = self._small(L.DIGESTS_EXT, M.encode_digests(self.man, b"".join(self.sums)))
-            if not _locks.try_shared(manifest):
-                raise Corrupt("damaged: an anonymous file is locked by somebody else")
-            lease = Lease(self.place, manifest, len(text), self.slot, T.make_word(L.READY, self.gen))
-        except BaseException:
-            for fd in (manifest, digests):
-                if fd >= 0:
-                    _locks.close(fd)
-            raise
+        manifest = self._small(L.MANIFEST_EXT, text)
+        self.sealed.append(manifest)
+        digests = self._small(L.DIGESTS_EXT, M.encode_digests(self.man, b"".join(self.sums)))
+        self.sealed.append(digests)
+        if not _locks.try_shared(manifest):
+            raise Corrupt("damaged: an anonymous file is locked by somebody else")
+        lease = Lease(self.place, manifest, len(text), self.slot, T.make_word(L.READY, self.gen))
         return manifest, digests, lease
 
     def _small(self, ext: str, data: bytes) -> int:
@@ -340,6 +336,7 @@ class Loader:
             try:
                 with self.place.table("publish.lock-table") as t:
                     if self._publish_locked(t, ready, gone):
+                        self.linked = False  # it is everybody's now: an interrupt undoes nothing
                         _crash.hit("publish.ready")
                         self._finish(t)
                         t.end()
@@ -395,13 +392,12 @@ class Loader:
         t.count(L.HEADER_COUNT_COLLAPSED_BYTES, self.man.fill["collapsed"])
         t.count(L.HEADER_COUNT_FALLBACKS, self.man.fill["fallbacks"])
 
-    def _abort(self, *fds: int) -> None:
+    def _abort(self) -> None:
         """Undoes a load that failed: what was linked goes, the manifest first; the slot becomes
         free. Should T not be had within a moment, the next holder of K does it."""
         self._close()
-        for fd in fds:
-            if fd >= 0:
-                _locks.close(fd)
+        if self.slot < 0:
+            return  # nothing was claimed
         _crash.hit("abort.drop-files")
         gen = gen_name(self.place.ident.epoch, self.gen)
         try:

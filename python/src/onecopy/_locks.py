@@ -43,8 +43,10 @@ def private(fd: int) -> int:
 def close(fd: int) -> None:
     """Closes a private descriptor; in a child of fork it is closed already."""
     if fd in _private_fds:
-        _private_fds.discard(fd)
-        os.close(fd)
+        try:
+            _private_fds.discard(fd)
+        finally:  # an interrupt may come in between
+            os.close(fd)
 
 
 def after_fork() -> None:
@@ -58,21 +60,31 @@ def after_fork() -> None:
 
 
 class Held:
-    """A lock that has been acquired."""
+    """An open lock file, and the lock once it has been acquired."""
 
     __slots__ = ("_fd", "_pid")
 
     def __init__(self, fd: int) -> None:
-        self._fd, self._pid = fd, os.getpid()
+        self._pid = os.getpid()
+        self._fd = private(fd)
 
     def unlock(self) -> None:
-        """Releases the lock; a second call does nothing, and so does one in a child."""
-        fd, self._fd = self._fd, -1
+        """Releases the lock; a second call does nothing, and so does one in a child.
+
+        KeyboardInterrupt may come at any step: then a second call does the rest.
+        """
+        fd = self._fd
         if fd < 0 or self._pid != os.getpid():
             return
         # LOCK_UN before close: a child between fork and exec has a copy.
         fcntl.flock(fd, fcntl.LOCK_UN)
+        self._fd = -1
         close(fd)
+
+    def __del__(self) -> None:
+        # The last resort, when an interrupt came just outside of somebody's try.
+        if getattr(self, "_fd", -1) >= 0:
+            self.unlock()
 
 
 def acquire(d: Dir, name: str, create: bool, block: bool) -> Held | None:
@@ -89,7 +101,7 @@ def acquire(d: Dir, name: str, create: bool, block: bool) -> Held | None:
             if not stat.S_ISREG(d.stat(name).st_mode):
                 raise Untrusted(f"lock {d.join(name)}: invalid argument: not a regular file") from None
             raise
-        private(fd)
+        held = Held(fd)
         try:
             st = os.fstat(fd)
             if not stat.S_ISREG(st.st_mode):
@@ -97,16 +109,16 @@ def acquire(d: Dir, name: str, create: bool, block: bool) -> Held | None:
             try:
                 fcntl.flock(fd, fcntl.LOCK_EX | (0 if block else fcntl.LOCK_NB))
             except BlockingIOError:
-                close(fd)
+                held.unlock()
                 return None
             # Whoever waited on a removed file and whoever locked its successor
             # would both hold "the" lock.
             if d.same(name, st):
-                return Held(fd)
+                return held
         except BaseException:
-            close(fd)
+            held.unlock()
             raise
-        close(fd)
+        held.unlock()
     raise Gone
 
 
@@ -193,57 +205,56 @@ class KeyQueue:
         if held is not None:
             return held
         me = _Waiter()
-        with self._mu:
-            self._waiting.append(me)
-            start = not self._running
-            self._running = True
         try:
-            if start:
-                self._start(d, name, create)
+            with self._mu:
+                self._waiting.append(me)
+                if not self._running:
+                    # It asks for _mu only when it has the lock. Should an interrupt come
+                    # between these two lines, there will be two of them, which does no harm.
+                    threading.Thread(
+                        target=self._serve, args=(d, name, create), name="onecopy-wait", daemon=True
+                    ).start()
+                    self._running = True
             left = -1.0 if deadline is None else max(0.0, deadline - time.monotonic())
             me.wake.acquire(timeout=min(left, threading.TIMEOUT_MAX))
+            with self._mu:
+                me.left = True
         except BaseException:  # KeyboardInterrupt: a grant of the same moment must be returned
             with self._mu:
                 me.left = True
             if me.held is not None:
                 me.held.unlock()
             raise
-        with self._mu:
-            me.left = True
         if me.error is not None:
             raise me.error
         if me.held is None:
             raise Timeout()
         return me.held
 
-    def _start(self, d: Dir, name: str, create: bool) -> None:
-        try:
-            threading.Thread(target=self._serve, args=(d, name, create), name="onecopy-wait", daemon=True).start()
-        except BaseException:  # no more threads
-            with self._mu:
-                self._running = False
-            raise
-
     def _serve(self, d: Dir, name: str, create: bool) -> None:
-        while True:
-            held: Held | None = None
-            error: BaseException | None = None
-            try:
-                held = acquire(d, name, create, True)
-            except BaseException as e:  # goes to the waiter
-                error = e
-            with self._mu:
-                taker: _Waiter | None = None
-                while taker is None and self._waiting:
-                    w = self._waiting.popleft()
-                    if not w.left:
-                        taker = w
-                if taker is not None:
-                    taker.held, taker.error = held, error
-                    taker.wake.release()
-                more = bool(self._waiting)
-                self._running = more
-            if taker is None and held is not None:
-                held.unlock()
-            if not more:
-                return
+        # Between two grants it must refer to no lock that it has given away: the one
+        # who got it may lose it by an interrupt, and then Held.__del__ is to unlock it.
+        while self._grant(d, name, create):
+            pass
+
+    def _grant(self, d: Dir, name: str, create: bool) -> bool:
+        """Waits for the lock and gives it to the first who still wants it; says whether others wait."""
+        held: Held | None = None
+        error: BaseException | None = None
+        try:
+            held = acquire(d, name, create, True)
+        except BaseException as e:  # goes to the waiter
+            error = e
+        with self._mu:
+            taker: _Waiter | None = None
+            while taker is None and self._waiting:
+                w = self._waiting.popleft()
+                if not w.left:
+                    taker = w
+            if taker is not None:
+                taker.held, taker.error = held, error
+                taker.wake.release()
+            more = self._running = bool(self._waiting)
+        if taker is None and held is not None:
+            held.unlock()
+        return more

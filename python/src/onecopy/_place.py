@@ -290,19 +290,19 @@ class Place:
         """
         if self.w is None:
             raise ReadOnly()
-        try:
-            if wait:
-                held = _locks.poll(self.w, L.TABLE_LOCK, self.mine, deadline)
-            else:
-                got = _locks.acquire(self.w, L.TABLE_LOCK, self.mine, False)
-                if got is None:
-                    raise Timeout()
-                held = got
-        except _locks.Gone:
-            self.gone = True
-            raise Gone from None
+        held: _locks.Held | None = None
         t: Tx | None = None
         try:
+            try:
+                if wait:
+                    held = _locks.poll(self.w, L.TABLE_LOCK, self.mine, deadline)
+                else:
+                    held = _locks.acquire(self.w, L.TABLE_LOCK, self.mine, False)
+            except _locks.Gone:
+                self.gone = True
+                raise Gone from None
+            if held is None:
+                raise Timeout()
             _crash.hit(step)
             if self.is_gone() or not self.v1.same(L.TABLE_FILE, self.stat):
                 self.gone = True
@@ -310,9 +310,13 @@ class Place:
             t = Tx(self, held)
             yield t
         finally:
-            if t is not None:
-                t.end()
-            held.unlock()
+            # Whatever comes, KeyboardInterrupt too: the whole machine waits for T.
+            try:
+                if t is not None:
+                    t.end()
+            finally:
+                if held is not None:
+                    held.unlock()
 
     def probe(self) -> None:
         """Checks what everything rests on: that flock excludes and that a mapping keeps the lock."""
@@ -394,12 +398,14 @@ class Tx(T.Editor):
 
     def end(self) -> None:
         """Releases T; may be called before the block ends."""
-        if self._whole:
+        # Once, although an interrupt may come in between: the addresses may be another
+        # thread's by the second call.
+        whole, self._whole = self._whole, 0
+        if whole:
             self.release()
             self._buf.release()
             self._raw.release()
-            _sys.munmap(self._base_addr, self._whole)
-            self._whole = 0
+            _sys.munmap(self._base_addr, whole)
         self._held.unlock()
 
     def gen_name(self, word: int) -> str:

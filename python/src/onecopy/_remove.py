@@ -104,8 +104,10 @@ def bury_dead(t: Tx) -> list[Removal]:
         key = t.key(slot)
         held = t.p.try_key(T.stripe(key)) if key is not None else None
         if held is not None:
-            gone += bury(t, slot, w)
-            held.unlock()
+            try:
+                gone += bury(t, slot, w)
+            finally:
+                held.unlock()
     return gone
 
 
@@ -150,9 +152,11 @@ def reclaim(t: Tx, slot: int, word: int) -> list[Removal]:
                 _crash.hit("reclaim.lock-manifest")
                 sh = _open_manifest(t.p, name)
                 if sh is not None and sh >= 0:
-                    shared = _locks.try_shared(sh)
-                    _crash.hit("reclaim.try-shared")
-                    os.close(sh)
+                    try:
+                        shared = _locks.try_shared(sh)
+                        _crash.hit("reclaim.try-shared")
+                    finally:
+                        os.close(sh)
                     if shared:
                         t.change(slot, word, T.make_word(L.READY, T.gen_of(word)))
                         _crash.hit("reclaim.undo")
@@ -173,12 +177,19 @@ def reclaim(t: Tx, slot: int, word: int) -> list[Removal]:
 
 
 def lock_victim(t: Tx, word: int) -> int | None:
-    """LOCK_EX on a READY manifest: the descriptor, or None if it is leased. FileNotFoundError."""
+    """LOCK_EX on a READY manifest: the descriptor, or None if it is leased. FileNotFoundError.
+
+    The caller must close it whatever comes: nobody can attach the model as long as it is open.
+    """
     fd, _ = t.p.m.open(t.gen_name(word) + L.MANIFEST_EXT)
-    _crash.hit("evict.open-manifest")
-    if _locks.try_exclusive(fd):
-        _crash.hit("evict.lock-manifest")
-        return fd
+    try:
+        _crash.hit("evict.open-manifest")
+        if _locks.try_exclusive(fd):
+            _crash.hit("evict.lock-manifest")
+            return fd
+    except BaseException:
+        os.close(fd)
+        raise
     os.close(fd)
     return None
 
@@ -209,9 +220,10 @@ def can_lease(t: Tx, word: int) -> bool:
     fd = _open_manifest(t.p, t.gen_name(word))
     if fd is None or fd < 0:
         return False
-    shared = _locks.try_shared(fd)
-    os.close(fd)
-    return shared
+    try:
+        return _locks.try_shared(fd)
+    finally:
+        os.close(fd)
 
 
 class Victim(NamedTuple):
@@ -258,17 +270,21 @@ class Idle:
         self.victims: list[Victim] = []
         self._fds: list[int] = []
         self.bytes = 0
-        for v in victims:
-            if self.bytes >= short:
-                break
-            try:
-                fd = lock_victim(t, v.word)
-            except (OSError, Untrusted):
-                continue
-            if fd is not None:
-                self._fds.append(fd)
-                self.victims.append(v)
-                self.bytes += v.size
+        try:
+            for v in victims:
+                if self.bytes >= short:
+                    break
+                try:
+                    fd = lock_victim(t, v.word)
+                except (OSError, Untrusted):
+                    continue
+                if fd is not None:
+                    self._fds.append(fd)
+                    self.victims.append(v)
+                    self.bytes += v.size
+        except BaseException:
+            self.__exit__()
+            raise
 
     def __enter__(self) -> Idle:
         return self
@@ -541,10 +557,12 @@ def _collect(t: Tx, gone: list[Removal]) -> tuple[int, int, int, int]:
             except (OSError, Untrusted):
                 continue
             if fd is not None:
-                more = evict(t, slot, w, L.HEADER_COUNT_EVICTED_TTL) or []
+                try:
+                    more = evict(t, slot, w, L.HEADER_COUNT_EVICTED_TTL) or []
+                finally:
+                    os.close(fd)
                 gone += more
                 expired += len(more)
-                os.close(fd)
     dead = bury_dead(t)
     reclaimed += len(dead)
     gone += dead
@@ -573,15 +591,16 @@ def _collect_unnamed(t: Tx, gone: list[Removal]) -> tuple[int, int]:
             keep.add(stem)
             continue
         fd = _open_manifest(t.p, stem)
-        if fd is not None and fd >= 0 and not _locks.try_exclusive(fd):
-            keep.add(stem)  # leased, or in the making
-            os.close(fd)
-            continue
-        _crash.hit("collect.lock-manifest")
-        t.p.m.unlink(n)
-        _crash.hit("collect.unlink-manifest")
-        if fd is not None and fd >= 0:
-            os.close(fd)
+        try:
+            if fd is not None and fd >= 0 and not _locks.try_exclusive(fd):
+                keep.add(stem)  # leased, or in the making
+                continue
+            _crash.hit("collect.lock-manifest")
+            t.p.m.unlink(n)
+            _crash.hit("collect.unlink-manifest")
+        finally:
+            if fd is not None and fd >= 0:
+                os.close(fd)
         doomed.add(stem)
         gone.append(Removal(stem, "collect"))
         orphans += 1

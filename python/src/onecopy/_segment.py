@@ -85,11 +85,11 @@ class Window:
         self.close()
 
     def close(self) -> None:
-        if self._whole:
+        whole, self._whole = self._whole, 0  # once, although an interrupt may come in between
+        if whole:
             self.view.release()
             self._raw.release()
-            _sys.munmap(self._base, self._whole)
-            self._whole = 0
+            _sys.munmap(self._base, whole)
 
 
 class Pending:
