@@ -13,6 +13,7 @@ import pytest
 
 import onecopy
 from conftest import SRC
+from onecopy import _load
 
 LOAD = """
 import numpy as np
@@ -313,9 +314,30 @@ def test_stopped_holder_of_the_table_lock(
         assert m["a.bin"][1] == 1
     with pytest.raises(onecopy.Timeout):
         reg.remove("k", timeout=0.05)
+    with pytest.raises(onecopy.Timeout, match="table lock"):
+        reg.open("new", model, timeout=0.05)
     assert "for a second" in reg.check()[0].text
     p.p.send_signal(signal.SIGCONT)
     p.wait()
+
+
+def test_a_timeout_is_kept_while_the_table_is_locked_at_the_end_of_a_load(
+    reg: onecopy.Registry, model: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    other = onecopy.Registry(reg.dir)._here().table("x")
+
+    def abort(job: _load.Loader, real: Any = _load.Loader._abort) -> None:
+        other.__exit__(None, None, None)
+        real(job)
+
+    def progress(done: int, total: int) -> None:
+        if done == total:
+            other.__enter__()
+
+    monkeypatch.setattr(_load.Loader, "_abort", abort)
+    with pytest.raises(onecopy.Timeout, match="table lock"):
+        reg.open("k", model, timeout=1, progress=progress)
+    assert reg.entries() == []
 
 
 def test_subinterpreters_are_refused() -> None:

@@ -39,11 +39,11 @@ class Loader:
     """One load."""
 
     def __init__(
-        self, place: Place, key: str, source: Source, plan: Plan, replace: bool,
+        self, place: Place, key: str, source: Source, plan: Plan, replace: bool, deadline: float | None,
         threads: int, progress: Callable[[int, int], None] | None,
     ) -> None:  # fmt: skip
         self.place, self.key, self.source, self.plan, self.replace = place, key, source, plan, replace
-        self.progress = progress
+        self.deadline, self.progress = deadline, progress
         self.busy = False  # replace only because the manifest was found locked
         self.fill = Fill(self._reserve, self._filled, threads)
         self.origin = plan.origin
@@ -109,7 +109,7 @@ class Loader:
         while True:
             gone: list[R.Removal] = []
             try:
-                with self.place.table("load.lock-table") as t:
+                with self.place.table("load.lock-table", self.deadline) as t:
                     done = self._claim_locked(t, gone)
                     if not done and not gone:
                         raise Corrupt(_REFUSED.format(self.key))
@@ -224,7 +224,7 @@ class Loader:
     def _extend(self, total: int) -> None:
         # Admits a loader that made more than was known. In larger steps, so that T is
         # not taken for every window; but a model that just fits must fit.
-        deadline = time.monotonic() + 10
+        deadline = _at_most(10, self.deadline)
         while True:
             gone: list[R.Removal] = []
             try:
@@ -334,7 +334,7 @@ class Loader:
         while True:
             gone: list[R.Removal] = []
             try:
-                with self.place.table("publish.lock-table") as t:
+                with self.place.table("publish.lock-table", self.deadline) as t:
                     if self._publish_locked(t, ready, gone):
                         self.linked = False  # it is everybody's now: an interrupt undoes nothing
                         _crash.hit("publish.ready")
@@ -417,6 +417,12 @@ class Loader:
             pass
 
 
+def _at_most(seconds: float, deadline: float | None) -> float:
+    """The caller's deadline, or an earlier one."""
+    until = time.monotonic() + seconds
+    return until if deadline is None else min(until, deadline)
+
+
 def load(
     place: Place, key: str, source: Source, deadline: float | None, load_timeout: float,
     threads: int, progress: Callable[[int, int], None] | None, accept: Callable[[Attachment, Source], None],
@@ -428,8 +434,7 @@ def load(
     """
     plan = source.survey()
     begun = time.monotonic()
-    until = begun + load_timeout
-    held = place.lock_key(T.stripe(key), until if deadline is None else min(until, deadline))
+    held = place.lock_key(T.stripe(key), _at_most(load_timeout, deadline))
     try:
         _crash.hit("load.lock-key")
         replace, busy = source.replace, False
@@ -446,7 +451,7 @@ def load(
                 replace, busy = not isinstance(e, NotFound), isinstance(e, Busy)
         if time.monotonic() - begun > 1:  # the source may have changed while we waited
             plan = source.survey()
-        job = Loader(place, key, source, plan, replace, threads, progress)
+        job = Loader(place, key, source, plan, replace, deadline, threads, progress)
         job.busy = busy
         try:
             a = job.run()
@@ -460,7 +465,7 @@ def load(
     _crash.hit("publish.unlock-key")
     if T.state_of(job.old) == L.READY:
         try:
-            R.retire(place, T.gen_of(job.old), time.monotonic() + 5)
+            R.retire(place, T.gen_of(job.old), _at_most(5, deadline))
         except (Error, Gone):
             pass
     return a, job

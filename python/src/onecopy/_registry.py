@@ -264,7 +264,9 @@ class Registry:
                         self._counts["bytes_loaded"] += a.manifest.bytes
             except (Again, Gone):
                 continue
-            except Timeout:
+            except Timeout as e:
+                if e.text != Timeout.default:  # it says itself what it has waited for
+                    raise
                 raise self._who_loads(place, key) from None
             finally:
                 leave()
