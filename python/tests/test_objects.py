@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import collections
+import concurrent.futures
 import functools
 import gc
 import importlib
+import itertools
 import math
 import os
 import pathlib
@@ -19,7 +21,8 @@ from typing import Any
 import pytest
 
 import onecopy
-from onecopy import _arena, _objects
+from conftest import interrupted
+from onecopy import _arena, _objects, _registry
 
 np = pytest.importorskip("numpy")
 
@@ -566,6 +569,34 @@ def test_a_thread_that_waits_for_ever(shm: str, where: str) -> None:
     for t in threads:
         t.join()
     assert got == [[True]] * 2
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # an interrupt in a finalizer
+def test_an_interrupt_leaves_no_load_behind(shm: str) -> None:
+    r = onecopy.Registry(shm + "/r", slots=8, load_timeout=0)
+    versions = itertools.count()
+
+    def load() -> Any:
+        return r.get_or_load("k", list, version=str(next(versions)), on_change="replace")
+
+    for _ in interrupted(load, _registry):
+        assert not _registry.loading.get()
+        load()
+        with concurrent.futures.ThreadPoolExecutor(1) as other:
+            other.submit(load).result()
+
+
+def test_an_interrupt_leaves_no_loader_running() -> None:
+    """The flag that refuses a load within a load."""
+    for _ in interrupted(lambda: _objects.call(list, None), _objects):
+        assert not _registry.loading.get()
+
+
+def test_a_load_that_an_interrupt_has_left_is_taken_over(reg: onecopy.Registry) -> None:
+    """Jupyter, for one, keeps the traceback, and with it what the thread was about."""
+    left = reg._join(("object", "k"), None)
+    assert reg.get_or_load("k", lambda: [1], timeout=5) == [1]
+    del left
 
 
 def test_release_and_views(reg: onecopy.Registry) -> None:

@@ -548,15 +548,15 @@ def call(loader: Callable[..., Any], writer: Any) -> Any:
     """Calls the user's loader, with the writer if it takes one."""
     from ._registry import loading
 
-    token = loading.set(True)
     try:
+        loading.set(True)  # within the try, and without a token: an interrupt would lose it
         value = loader(writer) if _takes_writer(loader) else loader()
     except (NoSpace, LoadFailed):
         raise
     except Exception as e:
         raise LoadFailed(f"the load failed: the loader raised {type(e).__name__}: {e}") from e
     finally:
-        loading.reset(token)
+        loading.set(False)
     if value is None:
         raise LoadFailed("the load failed: the loader returned None")
     return value

@@ -56,6 +56,15 @@ MODES = (None, "r", "c")
 loading: contextvars.ContextVar[bool] = contextvars.ContextVar("onecopy_loading", default=False)
 
 
+class Flight:
+    """A load that a thread of this process is about, which the others wait for."""
+
+    __slots__ = ("__weakref__", "over", "thread")
+
+    def __init__(self) -> None:
+        self.over, self.thread = threading.Event(), threading.get_ident()
+
+
 class Cached:
     """An object that this process has, and how to see that it is still the published one.
 
@@ -115,7 +124,8 @@ class Registry:
         self._closed = False
         self._mu = threading.Lock()
         self._local: weakref.WeakValueDictionary[str, Attachment] = weakref.WeakValueDictionary()
-        self._flights: dict[object, threading.Event] = {}
+        # Weak: when an interrupt lost the thread's own reference, nobody flies.
+        self._flights: weakref.WeakValueDictionary[object, Flight] = weakref.WeakValueDictionary()
         self._objects: dict[str, dict[str | None, Cached]] = {}  # by key and mode asked for
         self._fallen: dict[str, str] = {}  # key -> why it is not shared
         self._counts = dict.fromkeys(_COUNTS, 0)
@@ -279,28 +289,35 @@ class Registry:
     def _join(self, key: object, deadline: float | None) -> Callable[[], None] | None:
         """Waits for another thread's load of key (None), or makes this thread the one that
         loads: then the result must be called when the load is over."""
-        while True:
-            with self._mu:
-                flight = self._flights.get(key)
-                if flight is None:
-                    mine = self._flights[key] = threading.Event()
-                    break
-            self._count("waits")
-            # Not for ever: it may be a thread of that very loader that waits here.
-            left = self._load_timeout if deadline is None else max(0.0, deadline - time.monotonic())
-            if not flight.wait(min(left, threading.TIMEOUT_MAX)):
-                raise Timeout(
-                    "timed out: context deadline exceeded: another thread of this process is loading it, or hangs"
-                )
-            return None
+        mine = Flight()
 
         def leave() -> None:
-            with self._mu:
-                if self._flights.get(key) is mine:
-                    del self._flights[key]
-            mine.set()
+            try:
+                with self._mu:
+                    if self._flights.get(key) is mine:
+                        del self._flights[key]
+            finally:
+                mine.over.set()
 
-        return leave
+        with self._mu:
+            flight = self._flights.get(key)
+            if flight is None or flight.thread == mine.thread:
+                self._flights[key] = mine
+        if flight is None:
+            return leave
+        over, left_over = flight.over, flight.thread == mine.thread
+        del flight  # only its own thread keeps it
+        if left_over:  # by an interrupt, whose traceback somebody may still have
+            over.set()
+            return leave
+        self._count("waits")
+        # Not for ever: it may be a thread of that very loader that waits here.
+        left = self._load_timeout if deadline is None else max(0.0, deadline - time.monotonic())
+        if not over.wait(min(left, threading.TIMEOUT_MAX)):
+            raise Timeout(
+                "timed out: context deadline exceeded: another thread of this process is loading it, or hangs"
+            )
+        return None
 
     def _who_loads(self, place: Place, key: str) -> Timeout:
         from . import _table as T
@@ -672,7 +689,7 @@ class Registry:
 
     def _after_fork(self) -> None:
         self._mu = threading.Lock()
-        self._flights = {}
+        self._flights = weakref.WeakValueDictionary()
 
 
 def _nothing() -> None:
