@@ -262,6 +262,39 @@ print(onecopy.get_or_load("k", load), flush=True)
     assert p.line() == "[1, 2]"
 
 
+def test_somebody_closes_every_descriptor(start: Any, model: pathlib.Path) -> None:
+    """Daemon libraries do. What has the numbers then is the application's, or another place's."""
+    code = """
+import gc
+r, s = onecopy.Registry(threads=1), onecopy.Registry(threads=1)
+m = r.open("k", sys.argv[1])
+assert m["a.bin"][1] == 1  # mapped now
+s.open("k", sys.argv[1]).close()
+os.closerange(3, 100)
+mine = [open(sys.argv[1] + "/a.bin") if i % 2 else os.fdopen(os.pipe()[0]) for i in range(12)]
+assert m.stale and m["a.bin"][1] == 1
+r.get("k").close()
+s.open("k", sys.argv[1], replace=True, fallback="raise").close()
+m.close()
+del m
+gc.collect()
+for f in mine:
+    os.fstat(f.fileno())
+os.closerange(3, 100)  # and now the same numbers for the same files
+r.get("k").close()
+gc.collect()
+s.get("k").close()
+gc.collect()
+for x in (r, s):
+    place = x._here()
+    x.get("k").close()
+    assert x._here() is place
+os._exit(0)
+"""
+    p = start(code, str(model))
+    assert p.wait() == 0, p.err
+
+
 @pytest.mark.parametrize("method", ["fork", "spawn", "forkserver"])
 def test_multiprocessing(reg: onecopy.Registry, tmp_path: pathlib.Path, method: str) -> None:
     script = tmp_path / "main.py"

@@ -51,7 +51,11 @@ class Attachment:
 
     def current(self) -> bool:
         """Whether this is still the published generation."""
-        return os.pread(self.place.fd, 8, self.offset) == self.word and not self.place.gone
+        try:
+            return os.pread(self.place.fd, 8, self.offset) == self.word and not self.place.gone
+        except OSError:  # somebody closed all descriptors of the process
+            self.place.is_gone()
+            return False
 
     def file(self, name: str, private: bool = False) -> memoryview:
         """The bytes of a file, mapped once per process; private ones are copied on write."""
@@ -188,7 +192,7 @@ def attach(place: Place, key: str) -> Attachment:
             if busy == 4:
                 break
             time.sleep(50e-6 * 4**busy)
-        except Error:
+        except (Error, OSError):
             if place.is_gone():
                 raise PlaceGone from None
             raise

@@ -54,7 +54,7 @@ class Place:
     """The directories, held open, and the table, read by pread (see _table)."""
 
     def __init__(self) -> None:
-        self._fds: list[int] = []
+        self._fds: list[_Owned] = []
         self.gone = False
         self.queues: dict[int, _locks.KeyQueue] = {}
         self._mu = threading.Lock()
@@ -89,8 +89,12 @@ class Place:
         _close_all(self._fds)
 
     def _keep(self, d: Dir) -> Dir:
-        self._fds.append(d.fd)
+        self._own(d.fd, os.fstat(d.fd))
         return d
+
+    def _own(self, fd: int, st: os.stat_result) -> None:
+        _owners[fd] = self._fds
+        self._fds.append((fd, st.st_dev, st.st_ino))
 
     def _open(self, path: str, create: bool, slots: int, mode: int, budget: int, trust: int | None) -> None:
         self.top = self._keep(open_top(path, mode, create, trust))
@@ -111,6 +115,7 @@ class Place:
             _crash.hit("open.registry")
             self._open_table()
         self.m = self._keep(self.v1.sub(L.MODELS_DIR, perm, self.mine))
+        self._m_ino = self._fds[-1][2]
         self.w = None
         if self.mine or os.geteuid() == 0:
             self.w = self._keep(self.v1.sub(L.LOCKS_DIR, 0o700, self.mine))
@@ -125,7 +130,7 @@ class Place:
 
     def _open_table(self) -> None:
         fd, st = self.v1.open(L.TABLE_FILE)
-        self._fds.append(fd)
+        self._own(fd, st)
         self.fd, self.stat = fd, st
         path = self.v1.join(L.TABLE_FILE)
         if not L.HEADER_SIZE <= st.st_size <= T.table_size(L.MAX_SLOTS):
@@ -160,7 +165,7 @@ class Place:
                 return True
             self.gone = (
                 st.st_nlink == 0 or st.st_size != self.stat.st_size or st.st_ino != self.stat.st_ino
-                or folder.st_nlink == 0
+                or folder.st_nlink == 0 or folder.st_ino != self._m_ino
             )  # fmt: skip
         return self.gone
 
@@ -211,7 +216,12 @@ class Place:
         """A private copy of the whole table; what it says may be outdated already."""
         size = self.stat.st_size
         b = bytearray(size)
-        if os.preadv(self.fd, [b], 0) != size:
+        try:
+            n = os.preadv(self.fd, [b], 0)
+        except OSError:
+            self.is_gone()  # then the next call opens the registry anew
+            raise
+        if n != size:
             self._truncated()
         return T.Table(memoryview(b), self.ident)
 
@@ -268,7 +278,8 @@ class Place:
         """K of a stripe, if it can be had now."""
         if self.w is None:
             return None
-        return _locks.acquire(self.w, L.STRIPE_LOCK % stripe, self.mine, False)
+        with self._alive():
+            return _locks.acquire(self.w, L.STRIPE_LOCK % stripe, self.mine, False)
 
     def lock_key(self, stripe: int, deadline: float | None) -> _locks.Held:
         """Waits for K of a stripe. Gone, Timeout."""
@@ -276,11 +287,21 @@ class Place:
             raise ReadOnly()
         with self._mu:
             queue = self.queues.setdefault(stripe, _locks.KeyQueue())
-        try:
+        with self._alive():
             return queue.wait(self.w, L.STRIPE_LOCK % stripe, self.mine, deadline)
+
+    @contextmanager
+    def _alive(self) -> Iterator[None]:
+        """Gone for what a deleted registry, or a descriptor that somebody has closed, gives."""
+        try:
+            yield
         except _locks.Gone:
             self.gone = True
             raise Gone from None
+        except OSError:
+            if self.is_gone():
+                raise Gone from None
+            raise
 
     @contextmanager
     def table(self, step: str, deadline: float | None = None, wait: bool = True) -> Iterator[Tx]:
@@ -293,22 +314,19 @@ class Place:
         held: _locks.Held | None = None
         t: Tx | None = None
         try:
-            try:
+            with self._alive():
                 if wait:
                     held = _locks.poll(self.w, L.TABLE_LOCK, self.mine, deadline)
                 else:
                     held = _locks.acquire(self.w, L.TABLE_LOCK, self.mine, False)
-            except _locks.Gone:
-                self.gone = True
-                raise Gone from None
-            if held is None:
-                raise Timeout()
-            _crash.hit(step)
-            if self.is_gone() or not self.v1.same(L.TABLE_FILE, self.stat):
-                self.gone = True
-                raise Gone
-            t = Tx(self, held)
-            yield t
+                if held is None:
+                    raise Timeout()
+                _crash.hit(step)
+                if self.is_gone() or not self.v1.same(L.TABLE_FILE, self.stat):
+                    self.gone = True
+                    raise Gone
+                t = Tx(self, held)
+                yield t
         finally:
             # Whatever comes, KeyboardInterrupt too: the whole machine waits for T.
             try:
@@ -349,6 +367,8 @@ class Place:
         _probed.add(self.top.dev)
 
 
+_Owned = tuple[int, int, int]  # a descriptor; device and inode of what was opened
+_owners: dict[int, list[_Owned]] = {}  # whose a descriptor is
 _probed: set[int] = set()
 _places: weakref.WeakSet[Place] = weakref.WeakSet()
 
@@ -360,9 +380,19 @@ def after_fork() -> None:
         p._mu = threading.Lock()
 
 
-def _close_all(fds: list[int]) -> None:
+def _close_all(fds: list[_Owned]) -> None:
+    # Daemon libraries close every descriptor of the process. Then a number may be
+    # another place's by now, or a file of the application.
     while fds:
-        os.close(fds.pop())
+        fd, dev, ino = fds.pop()
+        if _owners.get(fd) is fds:
+            del _owners[fd]
+            try:
+                st = os.fstat(fd)
+            except OSError:
+                continue
+            if (st.st_dev, st.st_ino) == (dev, ino):
+                os.close(fd)
 
 
 class Tx(T.Editor):
