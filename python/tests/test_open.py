@@ -9,12 +9,13 @@ import subprocess
 import sys
 import threading
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 
 import onecopy
 from conftest import ROOT, SRC
-from onecopy import _locks, _place
+from onecopy import _attach, _dir, _load, _locks, _place, _remove, _segment
 
 ME = os.geteuid()
 root_only = pytest.mark.skipif(ME != 0, reason="needs root to become another user")
@@ -203,6 +204,35 @@ def test_many_open_at_once(shm: str) -> None:
     for t in threads:
         t.join()
     assert len(seen) == 12 and len(set(seen)) == 1
+
+
+@pytest.mark.parametrize("what", ["files", "object"])
+def test_deleted_while_it_is_opened(shm: str, model: pathlib.Path, what: str) -> None:
+    """At each call of a function on the way, and soon again: it is made, or loaded, once more."""
+    modules = {m.__file__ for m in (_attach, _dir, _load, _locks, _place, _remove, _segment)}
+    left = at = 0
+
+    def delete(frame: Any, event: str, arg: object) -> None:
+        nonlocal left
+        if event == "call" and frame.f_code.co_filename in modules:
+            left -= 1
+            if left in (0, -7):
+                sys.setprofile(None)
+                shutil.rmtree(shm + "/r", ignore_errors=True)
+                sys.setprofile(delete)
+
+    while left <= 0:
+        at = left = at + 1
+        r = onecopy.Registry(shm + "/r", slots=8)
+        sys.setprofile(delete)
+        try:
+            if what == "files":
+                r.open("k", model, fallback="raise").close()
+            else:
+                assert r.get_or_load("k", lambda: [1], fallback="raise") == [1]
+        finally:
+            sys.setprofile(None)
+        shutil.rmtree(shm + "/r", ignore_errors=True)
 
 
 def test_lock_file_that_is_none(shm: str, model: pathlib.Path) -> None:

@@ -455,6 +455,10 @@ def load(
         job.busy = busy
         try:
             a = job.run()
+        except FileNotFoundError:
+            if place.is_gone():  # a folder in which a segment was to be made
+                raise Gone from None
+            raise
         except NoSpace as e:
             from ._inspect import name_holders
 

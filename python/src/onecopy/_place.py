@@ -68,21 +68,29 @@ class Place:
     fd: int
     stat: os.stat_result
     ident: T.Identity
-    mine: bool
+    mine = True  # until it is known whose registry it is
 
     @classmethod
     def open(cls, path: str, *, create: bool, slots: int, mode: int, budget: int, trust: int | None) -> Place:
-        """Opens the registry and, with create, makes what is missing."""
-        p = cls()
-        try:
-            p._open(path, create, slots, mode, budget, trust)
-        except FileNotFoundError as e:
-            p.close()
-            raise NoRegistry(f"no registry here: open {e.filename or path}: no such file or directory") from e
-        except BaseException:
-            p.close()
-            raise
-        return p
+        """Opens the registry and, with create, makes what is missing.
+
+        Somebody may delete it again while it is being made.
+        """
+        for _ in range(100):
+            p = cls()
+            try:
+                p._open(path, create, slots, mode, budget, trust)
+                return p
+            except (FileNotFoundError, _locks.Gone) as e:
+                p.close()
+                missing = e
+            except BaseException:
+                p.close()
+                raise
+            if not (create and p.mine and os.path.isdir(os.path.dirname(os.path.abspath(path)))):
+                break
+        where = getattr(missing, "filename", None) or path
+        raise NoRegistry(f"no registry here: open {where}: no such file or directory") from missing
 
     def close(self) -> None:
         """Closes the descriptors; only for a place that nobody uses."""
