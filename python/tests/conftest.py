@@ -30,13 +30,16 @@ import onecopy  # noqa: E402
 def interrupted(fn: Callable[[], object], *modules: Any) -> Iterator[None]:
     """Calls fn again and again, with a KeyboardInterrupt at another place of the modules each time,
     and yields after each, until it comes through. The places are those where the interpreter looks for
-    signals: where a function begins, and where a built-in one has returned, its result lost."""
+    signals: where a function begins, and where a built-in one has returned, its result lost. Not in
+    finalizers, which nobody calls: the exception would be dropped with what they had to do."""
     files = {m.__file__ for m in modules}
     left = 0
 
     def profile(frame: Any, event: str, arg: object) -> None:
         nonlocal left
-        if event in ("call", "c_return") and frame.f_code.co_filename in files and frame.f_code.co_name != "__del__":
+        code = frame.f_code
+        finalizer = code.co_name in ("__del__", "_released", "munmap")
+        if event in ("call", "c_return") and code.co_filename in files and not finalizer:
             left -= 1
             if left == 0:
                 raise KeyboardInterrupt

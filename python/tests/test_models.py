@@ -18,7 +18,7 @@ import pytest
 
 import onecopy
 from conftest import interrupted
-from onecopy import _load, _locks, _place, _segment, errors
+from onecopy import _attach, _load, _locks, _place, _segment, _sys, errors
 
 
 def mappings(text: str) -> int:
@@ -363,6 +363,16 @@ def test_an_interrupt_waits_for_the_threads_that_fill(reg: onecopy.Registry, tmp
     assert reg.entries() == [] and os.listdir(reg.dir + "/v1/m") == []
     with reg.open("k", source) as m:
         assert m.loaded
+
+
+@pytest.mark.parametrize("size", [100, 3 << 20])
+def test_an_interrupt_leaves_nothing_mapped(reg: onecopy.Registry, tmp_path: pathlib.Path, size: int) -> None:
+    source = tmp_path / "f"
+    source.write_bytes(bytes(size))
+    reg.open("k", source).close()
+    for _ in interrupted(lambda: reg.get("k").close(), _attach, _sys):
+        assert mappings(reg.dir) == 0
+    reg.remove("k")
 
 
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # an interrupt in a finalizer

@@ -115,10 +115,10 @@ class Attachment:
             prot |= _sys.PROT_WRITE
             flags = _sys.MAP_PRIVATE | _sys.MAP_NORESERVE
         try:
-            addr, base, whole = _sys.map_file(fd, 0, size, prot, flags)
+            array = _sys.map_array(fd, size, prot, flags, self.lease)
         except OSError as e:
             raise from_os(e, "mmap", f"{self.path}/{self.manifest.files[i].path}") from e
-        view = memoryview(_sys.array(addr, size, base, whole, self.lease)).cast("B")
+        view = memoryview(array).cast("B")
         return view if private else view.toreadonly()
 
     def map_all(self) -> None:
@@ -263,16 +263,17 @@ class Lease:
 
     def __init__(self, place: Place, fd: int, size: int, slot: int, word: int) -> None:
         try:
-            _, base, whole = _sys.map_file(fd, 0, size, _sys.PROT_READ, _sys.MAP_SHARED)
+            base = _sys.placeholder(size)
+            weakref.finalize(self, _released, place, slot, word, base, size, os.getpid()).atexit = False
+            _sys.map_at(fd, 0, size, _sys.PROT_READ, _sys.MAP_SHARED, base)
         except OSError as e:
             raise from_os(e, "mmap", "manifest") from e
-        weakref.finalize(self, _released, place, slot, word, base, whole, os.getpid()).atexit = False
 
 
-def _released(place: Place, slot: int, word: int, base: int, whole: int, pid: int) -> None:
+def _released(place: Place, slot: int, word: int, base: int, size: int, pid: int) -> None:
     """The last view is gone. Called by the garbage collector, in any thread, at any
     moment: it takes no lock of this process and waits for nothing."""
-    _sys.munmap(base, whole)
+    _sys.munmap(base, size)
     _crash.hit("use.release")
     try:
         if place.w is None or place.gone or not place.mine or pid != os.getpid():

@@ -67,12 +67,18 @@ def madvise(addr: int, length: int, advice: int) -> int:
     return 0 if _madvise(addr, length, advice) == 0 else ctypes.get_errno()
 
 
+def placeholder(length: int) -> int:
+    """Address space without memory, for map_at. Who is to unmap it is settled before there is
+    anything: KeyboardInterrupt may come right after a mapping was made, and lose its address."""
+    return _map(None, length, 0, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0)
+
+
 def reserve(length: int) -> tuple[int, int]:
-    """Address space without memory, at least length bytes from a multiple of 2 MiB on.
+    """A placeholder, at least length bytes from a multiple of 2 MiB on.
 
     Returns the base for munmap and the aligned address; the whole is length + 2 MiB.
     """
-    base = _map(None, length + HUGE_PAGE, 0, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0)
+    base = placeholder(length + HUGE_PAGE)
     return base, (base + HUGE_PAGE - 1) // HUGE_PAGE * HUGE_PAGE
 
 
@@ -112,6 +118,20 @@ def array(addr: int, length: int, base: int, whole: int, *keep: object) -> Any:
     a: Any = (ctypes.c_ubyte * length).from_address(addr)
     a.keep = keep
     weakref.finalize(a, _munmap, base, whole).atexit = False
+    return a
+
+
+def map_array(fd: int, length: int, prot: int, flags: int, *keep: object) -> Any:
+    """Maps the first length bytes of a file as map_file does, as an array."""
+    if length < HUGE_PAGE:
+        base = addr = placeholder(length)
+        whole = length
+    else:
+        base, addr = reserve(length)
+        whole = length + HUGE_PAGE
+    a = array(addr, length, base, whole, *keep)
+    map_at(fd, 0, length, prot, flags, addr)
+    madvise(addr, length, MADV_DONTDUMP)
     return a
 
 
