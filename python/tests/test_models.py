@@ -390,7 +390,9 @@ def test_an_interrupt_leaves_no_lock(reg: onecopy.Registry, model: pathlib.Path,
         reg.open("k", model, replace=True).close()
 
     load()
-    for _ in interrupted({"gc": reg.gc, "pin": lambda: reg.pin("k"), "remove": remove, "open": load}[what], _locks, _place):
+    for _ in interrupted(
+        {"gc": reg.gc, "pin": lambda: reg.pin("k"), "remove": remove, "open": load}[what], _locks, _place
+    ):
         other.gc(timeout=1)
         other.open("k", model, replace=what == "open", timeout=5).close()
 
@@ -727,7 +729,10 @@ def test_what_the_dead_left_makes_room_first(shm: str, model: pathlib.Path) -> N
 
 def test_a_name_that_is_taken_is_left_alone(reg: onecopy.Registry, model: pathlib.Path) -> None:
     with reg.open("a", model) as m:
-        taken = pathlib.Path(os.path.dirname(os.path.dirname(m.path))) / f"{os.path.basename(os.path.dirname(m.path))[:17]}2.manifest"
+        taken = (
+            pathlib.Path(os.path.dirname(os.path.dirname(m.path)))
+            / f"{os.path.basename(os.path.dirname(m.path))[:17]}2.manifest"
+        )
     taken.write_text("a stranger's")
     with open(taken) as lease:
         fcntl.flock(lease, fcntl.LOCK_SH)
