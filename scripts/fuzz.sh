@@ -13,7 +13,7 @@ cd "$(dirname "$0")/.."
 
 time=${FUZZTIME:-1m}
 log=${FUZZLOG:-}
-largest=16k # an input that is kept; whole tables are in testdata/layout
+largest=16385c # an input that is kept; whole tables are in testdata/layout
 out=$(mktemp -d)
 trap 'rm -rf "$out"' EXIT
 
