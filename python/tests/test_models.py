@@ -402,12 +402,15 @@ def test_an_interrupt_while_waiting_for_a_load_lock(reg: onecopy.Registry) -> No
     place = reg._here()
     held = place.lock_key(1, None)
 
+    timers: list[threading.Timer] = []
+
     def wait() -> None:
-        threading.Timer(0.02, held.unlock).start()
+        timers.append(threading.Timer(0.02, held.unlock))
+        timers[-1].start()
         place.lock_key(1, time.monotonic() + 5).unlock()
 
     for _ in interrupted(wait, _locks):
-        held.unlock()
+        timers.pop().join()  # a lock is one thread's at a time
         held = place.lock_key(1, time.monotonic() + 5)
     held.unlock()
 
