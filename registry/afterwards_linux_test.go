@@ -138,6 +138,14 @@ func TestOthersMayReadFromNowOn(t *testing.T) {
 	}
 }
 
+func TestRelativeDirectoryBelowNone(t *testing.T) {
+	gone := t.TempDir()
+	t.Chdir(gone)
+	removeAll(t, gone)
+	_, err := Open("registry", nil)
+	wantErr(t, err, os.ErrNotExist)
+}
+
 func TestRelativeDirectoryAndChdir(t *testing.T) {
 	dir := proctest.TmpRegistry(t)
 	t.Chdir(filepath.Dir(dir))

@@ -166,6 +166,14 @@ func TestPrivateModelThatIsTooLarge(t *testing.T) {
 		}))
 		wantErr(t, err, ErrLimit)
 	}
+	path := filepath.Join(t.TempDir(), "sparse")
+	if err := os.WriteFile(path, nil, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.Truncate(path, 1<<41); err == nil { // not every file system has files so large
+		_, err := r.GetOrLoad(ctxb, "k", Source{Path: path})
+		wantErr(t, err, ErrLimit)
+	}
 	_, err := r.Get("k")
 	wantErr(t, err, ErrNotFound)
 }

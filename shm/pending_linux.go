@@ -101,7 +101,7 @@ func (p *Pending) Seal(ctx context.Context) (*Sealed, error) {
 // what they have filled, and otherwise says what does not work without it.
 func NeedProc() error {
 	if _, err := os.Lstat("/proc/self/fd"); errors.Is(err, unix.ENOENT) {
-		return fmt.Errorf("%w: /proc is not mounted: models can be read, and nothing can be loaded, removed or checked", errors.ErrUnsupported)
+		return fmt.Errorf("%w: /proc is not mounted: models can be read, and nothing can be loaded or removed", errors.ErrUnsupported)
 	}
 	return nil
 }

@@ -127,7 +127,7 @@ func (x *examination) hidden() {
 		return
 	}
 	if len(x.mounts) == 0 {
-		x.add(Warn, check, "/proc is not mounted", "Models can be read; nothing can be loaded, removed or checked, and no process is visible.", "mount -t proc proc /proc")
+		x.add(Warn, check, "/proc is not mounted", "Models can be read; nothing can be loaded or removed, and no process is visible.", "mount -t proc proc /proc")
 		return
 	}
 	v, ok := mountOf(x.mounts, "/proc").options["hidepid"]
