@@ -242,7 +242,16 @@ func TestTooFewMappingsAreATypedError(t *testing.T) {
 	}
 	r := newRegistry(t, nil)
 	loadIdle(t, r, "k", small("1"))
-	a := runChild[fewMappingsAnswer](t, fewMappings, r.Dir(), fileSource(t, "w.bin", randomBytes(1, 5<<20)).Path)
+	source := fileSource(t, "w.bin", randomBytes(1, 5<<20)).Path
+	p := proctest.Start(t, fewMappings, r.Dir(), source)
+	for range 9 {
+		// The Go runtime may want a mapping for its own books all the same.
+		if p.Wait() == 0 || !strings.HasPrefix(p.Stderr(), "fatal error: runtime: cannot allocate memory") {
+			break
+		}
+		p = proctest.Start(t, fewMappings, r.Dir(), source)
+	}
+	a := lastWord[fewMappingsAnswer](t, p)
 	for _, w := range a.Wrong {
 		t.Error(w)
 	}
