@@ -218,8 +218,8 @@ try:
     v = onecopy.get_or_load(sys.argv[1], load)
     print(v.sum(axis=1).tolist(), flush=True)
 except onecopy.Error as e:
+    os.kill(children[3], 9)  # before the test can end, and this process with it
     print(isinstance(e, onecopy.LoadFailed), e, "/", e.hint, flush=True)
-    os.kill(children[3], 9)
 """
     assert start(code, "end").line() == str([100_000.0 * i for i in range(4)])
     said = start(code, "stay").line()
