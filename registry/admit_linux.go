@@ -120,7 +120,7 @@ func (t *tx) usage(mine string) (d demand) {
 			continue
 		}
 		if mine == "" || layout.Stripe(key) != layout.Stripe(mine) { // on our own stripe its loader is dead
-			held, err := t.p.lockFile(layout.StripeLock(layout.Stripe(key))).TryLock()
+			held, err := t.p.tryKey(key)
 			if err != nil {
 				d.reserved += r
 				promised = max(r, promised)

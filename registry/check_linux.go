@@ -200,15 +200,7 @@ func (c *checker) structure() error {
 
 // keyFree reports whether nobody holds the load lock of key.
 func (c *checker) keyFree(key string) bool {
-	if c.p.w == nil {
-		return false
-	}
-	held, err := c.p.lockFile(layout.StripeLock(layout.Stripe(key))).TryLock()
-	if err != nil {
-		return false
-	}
-	_ = held.Unlock()
-	return true
+	return c.p.w != nil && c.p.keyFree(key)
 }
 
 // generation checks the files of a READY generation against its manifest.

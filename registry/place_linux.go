@@ -228,6 +228,22 @@ func (p *place) foreign() error {
 	return p.readOnly()
 }
 
+// tryKey takes the load lock of key if nobody has it.
+func (p *place) tryKey(key string) (*lockfile.Held, error) {
+	return p.lockFile(layout.StripeLock(layout.Stripe(key))).TryLock()
+}
+
+// keyFree reports whether nobody holds the load lock of key: who has begun to load
+// it is dead.
+func (p *place) keyFree(key string) bool {
+	held, err := p.tryKey(key)
+	if err != nil {
+		return false
+	}
+	_ = held.Unlock()
+	return true
+}
+
 // readOnly says whose registry it is.
 func (p *place) readOnly() error {
 	return fmt.Errorf("%w: %s belongs to uid %d", ErrReadOnly, p.top.Path(), p.top.Owner())
@@ -339,8 +355,10 @@ func (p *place) locked(step string, fn func(*tx) error, lock func(*lockfile.File
 	}
 	held, err := lock(p.lockFile(layout.TableLock))
 	if err != nil {
-		if no := shm.NeedProc(); no != nil {
-			return no
+		if errors.Is(err, lockfile.ErrGone) || errors.Is(err, fs.ErrNotExist) {
+			if no := shm.NeedProc(); no != nil {
+				return no
+			}
 		}
 		if errors.Is(err, lockfile.ErrGone) {
 			p.gone.Store(true)

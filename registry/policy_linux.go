@@ -218,11 +218,9 @@ func (t *tx) planRemove(key string) error {
 	case !ok || f.Word.State() == layout.Free:
 		return ErrNotFound
 	case f.Word.State() == layout.Loading:
-		held, err := t.p.lockFile(layout.StripeLock(layout.Stripe(key))).TryLock()
-		if err != nil {
+		if !t.p.keyFree(key) {
 			return &InUseError{Loading: true}
 		}
-		_ = held.Unlock()
 		return ErrNotFound // its loader is dead
 	}
 	victim, err := t.lockVictim(f.Word)
@@ -267,8 +265,7 @@ func (p *place) plan(t *tx, report *GCReport) {
 			w.State() == layout.Ready && !t.hasManifest(w):
 			report.Reclaimed++
 		case w.State() == layout.Loading:
-			if held, err := p.lockFile(layout.StripeLock(layout.Stripe(key))).TryLock(); err == nil {
-				_ = held.Unlock()
+			if p.keyFree(key) {
 				doom(&report.Reclaimed, t.genName(w))
 			}
 		case w.State() == layout.Ready && t.wouldExpire(slot, w):

@@ -305,12 +305,7 @@ func (t *tx) promised(slot int) bool {
 	if !ok || t.Hint(slot, layout.HintPromised) == 0 && t.Hint(slot, layout.HintReserved) == 0 {
 		return false
 	}
-	held, err := t.p.lockFile(layout.StripeLock(layout.Stripe(key))).TryLock()
-	if err != nil {
-		return true
-	}
-	_ = held.Unlock()
-	return false
+	return !t.p.keyFree(key)
 }
 
 // buryDead cleans up after every dead loader of any stripe: LOADING, or bytes
@@ -325,7 +320,7 @@ func (t *tx) buryDead() (gone []removal, buried int) {
 		if !ok {
 			continue
 		}
-		held, err := t.p.lockFile(layout.StripeLock(layout.Stripe(key))).TryLock()
+		held, err := t.p.tryKey(key)
 		if err != nil {
 			continue
 		}
@@ -434,7 +429,7 @@ func (t *tx) remove(key string) (gone []removal, err error) {
 	case !ok || f.Word.State() == layout.Free:
 		return gone, ErrNotFound
 	case f.Word.State() == layout.Loading:
-		held, err := t.p.lockFile(layout.StripeLock(layout.Stripe(key))).TryLock()
+		held, err := t.p.tryKey(key)
 		if err != nil {
 			return gone, &InUseError{Loading: true}
 		}
