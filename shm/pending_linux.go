@@ -110,8 +110,8 @@ func NeedProc() error {
 func (p *Pending) reopen() (*os.File, error) {
 	fd, err := openat(unix.AT_FDCWD, "/proc/self/fd/"+strconv.Itoa(int(p.f.Fd())), unix.O_RDONLY|unix.O_CLOEXEC, 0)
 	if err != nil {
-		if errors.Is(err, unix.ENOENT) {
-			err = fmt.Errorf("%w: %w", NeedProc(), err)
+		if no := NeedProc(); no != nil {
+			err = fmt.Errorf("%w: %w", no, err)
 		}
 		return nil, p.wrap("reopen", err)
 	}

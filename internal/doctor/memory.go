@@ -69,8 +69,9 @@ func (x *examination) hugePages() {
 		x.ok("huge-pages", "2 MiB pages on demand work (tried)")
 		return
 	}
-	const tried = 4 << 20                                                      // what it takes to try
-	if s, err := x.Statfs(x.dir); err == nil && s.Size > 0 && s.Free < tried { // size 0: not limited
+	// What it takes to try. A size of 0 is no limit.
+	const tried = 4 << 20
+	if s, err := x.Statfs(x.dir); err == nil && s.Size > 0 && s.Free < tried {
 		x.add(Info, "huge-pages", "2 MiB pages on demand were not tried: "+x.mount.point+" has "+size(s.Free)+" free", "It takes "+size(tried)+".", "")
 		return
 	}

@@ -46,9 +46,18 @@ func mountOf(mounts []mount, path string) (found mount) {
 
 // RemountHuge is the command that gives 2 MiB pages to programs that map a model
 // by its path, for the mount that a path lies on.
-func RemountHuge(path string) string {
+func RemountHuge(path string) string { return remountHuge(mountHere(path)) }
+
+// RemountSize is the command that gives more room to the tmpfs that a path lies
+// on, with SIZE to be filled in.
+func RemountSize(path string) string {
+	return "mount -o remount,size=SIZE " + quote(mountHere(path).point)
+}
+
+// mountHere is the mount of this machine that a path lies on.
+func mountHere(path string) mount {
 	text, _ := Host{}.read("/proc/self/mountinfo")
-	return remountHuge(mountOf(parseMounts(text), path))
+	return mountOf(parseMounts(text), path)
 }
 
 func remountHuge(m mount) string { return "mount -o remount,huge=advise " + quote(m.point) }
