@@ -125,35 +125,6 @@ def test_the_same_texts(reg: onecopy.Registry, ctl: Ctl, model: pathlib.Path, tm
     os.chmod(reg.dir, 0o700)
 
 
-def test_both_checks_agree_on_damage(reg: onecopy.Registry, ctl: Ctl, model: pathlib.Path) -> None:
-    from onecopy import _layout as L
-    from onecopy import _table as T
-
-    for key in ("a", "b", "c", "d"):
-        reg.open(key, model).close()
-    gc.collect()
-    m = pathlib.Path(reg.dir) / "v1" / "m"
-    paths = {e.key: pathlib.Path(e.path) for e in reg.entries()}
-    os.unlink(paths["a"] / "a.bin")
-    os.unlink(str(paths["b"].parent) + ".digests")
-    os.unlink(str(paths["c"].parent) + ".manifest")
-    (m / "stray").mkdir()
-    with reg._here().table("x") as t:
-        f = t.find("d")
-        assert f is not None
-        t.change(f.slot, f.word, T.make_word(L.EVICTING, T.gen_of(f.word)))
-        t.index[5] = 0x12340003
-    mine = {(p.kind, p.key, p.path, p.text) for p in reg.check()}
-    assert {x[0] for x in mine} == {"payload", "digest", "manifest", "leftover", "evicting", "table"}
-    got = json.loads(ctl("check", "-o", "json", check=False).stdout)
-    rows = got.get("problems", got) if isinstance(got, dict) else got
-    assert mine == {(p["kind"], p.get("key") or "", p.get("path") or "", p["text"]) for p in rows}
-    ctl("gc")
-    assert {p.kind for p in reg.check()} == {"payload", "digest"}
-    for key in ("a", "b"):
-        reg.remove(key)
-
-
 @pytest.mark.parametrize("first", ["go", "python"])
 def test_mixed_loaders_race(
     reg: onecopy.Registry, ctl: Ctl, shmctl: str, start: Any, tmp_path: pathlib.Path, first: str

@@ -19,7 +19,7 @@ from . import _table as T
 from ._names import gen_name, quote
 from ._place import Gone as PlaceGone
 from ._place import Moved, Place, boottime
-from .errors import Busy, Corrupt, Error, Gone, InvalidPath, NotFound, VersionMismatch, from_os
+from .errors import Busy, Corrupt, Error, Gone, InvalidPath, NotFound, Untrusted, VersionMismatch, from_os
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -80,6 +80,8 @@ class Attachment:
             fd, st = self.place.m.open(name)
         except FileNotFoundError as e:
             raise Gone(f"removed while in use: open {self.place.m.join(name)}: no such file or directory") from e
+        except Untrusted:
+            raise  # an OSError as well
         except OSError as e:
             raise from_os(e, "open", self.place.m.join(name)) from e
         if st.st_size != want.size:
@@ -134,10 +136,11 @@ class Attachment:
 
     def lease_fd(self) -> int:
         """A further lease, on a description of its own."""
+        name = self.manifest.stem + L.MANIFEST_EXT
         try:
-            fd, st = self.place.m.open(self.manifest.stem + L.MANIFEST_EXT)
+            fd, st = self.place.m.open(name)
         except FileNotFoundError as e:
-            raise Gone(f"removed while in use: {e.filename}: no such file or directory") from e
+            raise Gone(f"removed while in use: open {self.place.m.join(name)}: no such file or directory") from e
         try:
             if not _locks.try_shared(fd) or st.st_nlink == 0:
                 raise Gone()
@@ -148,10 +151,11 @@ class Attachment:
 
     def verify(self) -> None:
         """Digests every chunk again. Corrupt names the file and the chunk."""
+        name = self.manifest.stem + L.DIGESTS_EXT
         try:
-            fd, st = self.place.m.open(self.manifest.stem + L.DIGESTS_EXT)
+            fd, st = self.place.m.open(name)
         except FileNotFoundError as e:
-            raise Gone(f"removed while in use: open {e.filename}: no such file or directory") from e
+            raise Gone(f"removed while in use: open {self.place.m.join(name)}: no such file or directory") from e
         try:
             data = os.pread(fd, min(st.st_size, 1 << 30), 0)
         finally:

@@ -9,28 +9,40 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from . import _layout as L
 from . import _locks
+from . import _manifest as M
 from . import _table as T
 from ._attach import read_manifest
 from ._names import gen_name, parse_gen_name, quote
 from ._place import Place
-from .errors import Error, NotFound, ReadOnly, Timeout
+from ._remove import in_the_making
+from .errors import Busy, Corrupt, Error, NotFound, ReadOnly, Timeout, Untrusted, VersionMismatch, from_os
 
 if TYPE_CHECKING:
     from ._registry import Registry
 
 _GC = "shmctl gc"
 _RELOAD = "shmctl rm KEY, then load it again"
+_DELETE = "remove the directory when no process uses it; models load anew"
+_NAME = "remove it if nobody needs it"
+_UNLINK = "remove this name, then shmctl gc"
 _HOLDER = "let the process that holds it go on, or end it: fuser PATH names it"
+_LOCK = "end the processes that use the registry, then remove this name"
+_LEASE = "end that process; until then a load of the key replaces the model"
 
 
 class Problem(NamedTuple):
-    """kind: table, version, manifest, payload, digest, leftover, loading, evicting, lock."""
+    """kind: table, version, manifest, payload, digest, leftover, loading, evicting, lock.
+
+    What ``repair`` gives to shmctl, ``gc`` and ``remove`` of this package do as well. A ``note`` is worth knowing,
+    and nothing is broken.
+    """
 
     kind: str
     key: str
     path: str
     text: str
     repair: str
+    note: bool = False
 
 
 def check(r: Registry, p: Place, key: str | None, data: bool) -> list[Problem]:
@@ -39,6 +51,7 @@ def check(r: Registry, p: Place, key: str | None, data: bool) -> list[Problem]:
     try:
         with p.table("check.lock-table", time.monotonic() + 1) as t:
             c.structure(t)
+            c.locked(t)
     except Timeout:
         c.add(
             "lock", "", f"{p.v1.path}/{L.LOCKS_DIR}/{L.TABLE_LOCK}", _HOLDER,
@@ -46,6 +59,9 @@ def check(r: Registry, p: Place, key: str | None, data: bool) -> list[Problem]:
         )  # fmt: skip
         c.structure(p.snapshot())
     except ReadOnly:
+        c.structure(p.snapshot())
+    except (Corrupt, VersionMismatch) as e:  # of all keys
+        c.problems = [Problem("table", "", p.v1.join(L.TABLE_FILE), str(e), _DELETE)]
         c.structure(p.snapshot())
     if data:
         for slot, w in p.snapshot().in_use():
@@ -59,11 +75,20 @@ def check(r: Registry, p: Place, key: str | None, data: bool) -> list[Problem]:
                         m.verify()
                     except Error as e:
                         c.add("digest", k, path, _RELOAD, str(e))
-            except NotFound:
-                pass  # removed meanwhile
+            except (NotFound, Busy):
+                pass  # removed meanwhile, or locked() has said so
             except Error as e:
                 c.add("payload", k, "", _RELOAD, str(e))
     return c.problems
+
+
+def _named(repair: str, key: str) -> str:
+    """Puts the key into a command, so that it can be pasted."""
+    if not key:
+        return repair
+    if not all((c.isascii() and c.isalnum()) or c in "-_./:@%+=," for c in key):
+        key = "'" + key.replace("'", "'\\''") + "'"
+    return repair.replace("KEY", "-- " + key if key.startswith("-") else key)
 
 
 class _Checker:
@@ -73,19 +98,28 @@ class _Checker:
 
     def add(self, kind: str, key: str, path: str, repair: str, text: str) -> None:
         if self.only is None or key == self.only:
-            self.problems.append(Problem(kind, key, path, text, repair))
+            self.problems.append(Problem(kind, key, path, text, _named(repair, key)))
 
     def structure(self, t: T.Table) -> None:
         p, m = self.p, self.p.m
         path = p.v1.join(L.TABLE_FILE)
+        if t.generation >= L.MAX_GEN:
+            self.add(
+                "table", "", path, _GC,
+                f"the generation counter says {t.generation}: every number is used up",
+            )  # fmt: skip
         for slot, text in t.problems():
             self.add("table", (t.key(slot) or "") if slot >= 0 else "", path, _GC, f"slot {slot}: {text}")
         for n in p.top.names():
-            if n != L.FOLDER:
-                self.add(
-                    "version", "", p.top.join(n), "",
-                    "belongs to another layout version, or to nobody: it is not read or counted here",
-                )  # fmt: skip
+            if n == L.FOLDER:
+                continue
+            if n[0] == "v" and n[1:].isascii() and n[1:].isdigit():
+                text = "holds another layout version: it is neither read nor counted here"
+                if self.only is None:
+                    self.problems.append(Problem("version", "", p.top.join(n), text, "", True))
+                continue
+            self.add("leftover", "", p.top.join(n), _NAME, "belongs to no layout version")
+        self.lock_files()
         names = set(m.names())
         used: set[int] = set()
         for slot, w in t.in_use():
@@ -117,15 +151,63 @@ class _Checker:
             if parsed is not None and parsed[2] == L.MANIFEST_EXT:
                 try:
                     fd, _ = m.open(n)
-                except (OSError, Error):
+                except FileNotFoundError:
+                    continue  # removed since
+                except OSError as e:
+                    why = e if isinstance(e, Untrusted) else from_os(e, "open", m.join(n))
+                    self.add("leftover", "", m.join(n), _GC, f"no slot names this generation: {why}")
                     continue
                 try:
                     if _locks.try_exclusive(fd):
                         self.add("leftover", "", m.join(n), _GC, "no slot names this generation and nobody leases it")
                 finally:
                     os.close(fd)
-            elif parsed is None or gen_name(parsed[0], parsed[1]) + L.MANIFEST_EXT not in names:
+            elif parsed is None or not (
+                gen_name(parsed[0], parsed[1]) + L.MANIFEST_EXT in names or in_the_making(p, parsed[0], parsed[1])
+            ):
                 self.add("leftover", "", m.join(n), _GC, "belongs to no generation")
+
+    def lock_files(self) -> None:
+        """Looks for lock files that nobody can lock: a load of their keys would fail."""
+        w = self.p.w
+        for n in w.names() if w is not None else ():
+            assert w is not None
+            try:
+                st = w.stat(n)
+            except OSError:
+                continue  # gone since
+            if not stat.S_ISREG(st.st_mode):
+                self.add("lock", "", w.join(n), _LOCK, "is no regular file: nobody can lock it")
+            elif st.st_uid != w.owner:
+                self.add(
+                    "lock", "", w.join(n), _LOCK, f"belongs to uid {st.st_uid}, the registry to uid {w.owner}"
+                )  # fmt: skip
+
+    def locked(self, t: T.Table) -> None:
+        """Under T, where none of us locks a manifest exclusively: models that nobody can get."""
+        for slot, w in t.in_use():
+            key = t.key(slot)
+            name = gen_name(self.p.ident.epoch, T.gen_of(w)) + L.MANIFEST_EXT
+            if T.state_of(w) == L.READY and key is not None and self.only in (None, key) and self.stays_locked(name):
+                self.add(
+                    "lock", key, self.p.m.join(name), _LEASE,
+                    "locked exclusively by a process that fuser names: nobody can get the model",
+                )  # fmt: skip
+
+    def stays_locked(self, name: str) -> bool:
+        """Whether a manifest stays exclusively locked for as long as a reader would try."""
+        for attempt in range(4):
+            try:
+                fd, _ = self.p.m.open(name)
+            except (OSError, Error):
+                return False
+            try:
+                if _locks.try_shared(fd):
+                    return False
+            finally:
+                os.close(fd)
+            time.sleep(0.001 * (1 << 2 * attempt))
+        return True
 
     def key_free(self, key: str) -> bool:
         """Whether nobody holds the load lock of key."""
@@ -144,8 +226,15 @@ class _Checker:
                 man, _ = read_manifest(p, fd, name + L.MANIFEST_EXT)
             finally:
                 os.close(fd)
-        except (OSError, Error) as e:
+        except Untrusted as e:  # nothing here opens it, not even to remove it
+            self.add("manifest", key, m.join(name + L.MANIFEST_EXT), _UNLINK, str(e))
+            return
+        except (Corrupt, VersionMismatch) as e:
             self.add("manifest", key, m.join(name + L.MANIFEST_EXT), _RELOAD, str(e))
+            return
+        except OSError as e:
+            text = str(from_os(e, "open", m.join(name + L.MANIFEST_EXT)))
+            self.add("manifest", key, m.join(name + L.MANIFEST_EXT), _RELOAD, text)
             return
         if (man.key, man.generation, man.epoch) != (key, gen, p.ident.epoch):
             self.add(
@@ -165,7 +254,7 @@ class _Checker:
                 self.add("payload", key, m.join(path), _RELOAD, "missing: a third party deleted it")
                 continue
             except OSError as e:
-                self.add("payload", key, m.join(path), _RELOAD, str(e))
+                self.add("payload", key, m.join(path), _RELOAD, str(from_os(e, "stat", m.join(path))))
                 continue
             if not stat.S_ISREG(st.st_mode):
                 self.add("payload", key, m.join(path), _RELOAD, "is no regular file")
@@ -173,3 +262,24 @@ class _Checker:
                 self.add("payload", key, m.join(path), _RELOAD, f"has {st.st_size} bytes, published were {f.size}")
             elif st.st_mode & 0o222:
                 self.add("payload", key, m.join(path), "chmod a-w", f"is writable (mode 0{st.st_mode & 0o777:o})")
+        self.strangers(key, name, man)
+
+    def strangers(self, key: str, gen: str, man: M.Manifest) -> None:
+        """Files in a generation's folder that are none of the model's: memory that nobody uses."""
+        m, root = self.p.m, f"{gen}/{man.name}"
+        ours, folders = {f"{root}/{f.path}" for f in man.files}, {gen, root}
+        for f in man.files:
+            parts = f.path.split("/")
+            folders |= {f"{root}/{'/'.join(parts[:n])}" for n in range(1, len(parts))}
+        for folder in folders:
+            try:
+                dir = m.sub(folder, 0, False)
+            except (OSError, Error):
+                continue  # its files are missing, and listed already
+            try:
+                names = dir.names()
+            finally:
+                dir.close()
+            for n in names:
+                if f"{folder}/{n}" not in ours | folders:
+                    self.add("payload", key, m.join(f"{folder}/{n}"), _NAME, "is none of the model's files")

@@ -120,6 +120,7 @@ class Loader:
             _crash.hit("load.unlock-table")
 
     def _claim_locked(self, t: Tx, gone: list[R.Removal]) -> bool:
+        R.repair_generation(t)
         dead, takeovers = R.bury_stripe(t, T.stripe(self.key), self.key)
         gone += dead
         self.takeovers += takeovers

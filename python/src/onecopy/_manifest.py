@@ -120,8 +120,9 @@ def decode(b: bytes) -> Manifest:
         raise VersionMismatch(
             f"another layout version: manifest schema {get.integer('schema')}, this program knows {L.SCHEMA}"
         )
+    key = get.string("key")
     try:
-        key = check_key(get.string("key"))
+        check_key(key)
     except Error as e:
         raise _bad(e.text) from None
     name, hexepoch, gen = get.string("name"), get.string("epoch"), get.integer("generation")

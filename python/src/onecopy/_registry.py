@@ -649,7 +649,10 @@ class Registry:
             return self._each(lambda p: _remove.collect(p, deadline))
 
     def check(self, key: str | None = None, *, data: bool = False) -> list[Problem]:
-        """Every broken invariant; an empty list means sound. data=True digests the payload again."""
+        """Every broken invariant; an empty list means sound. data=True digests the payload again.
+
+        It finds what ``shmctl check`` finds, which also names the processes that hold a lock.
+        """
         from . import _check
 
         with operation("check", key):

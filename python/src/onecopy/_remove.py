@@ -14,9 +14,10 @@ from typing import NamedTuple
 from . import _cgroup, _crash, _locks
 from . import _layout as L
 from . import _table as T
+from ._attach import read_manifest
 from ._names import gen_name, parse_gen_name
 from ._place import Place, Tx, boottime
-from .errors import Busy, InUse, NoSpace, NotFound, TableFull, Untrusted, no_space
+from .errors import Busy, Error, InUse, NoSpace, NotFound, TableFull, Untrusted, no_space
 
 # No death march: after MAX_DEATHS killed loaders in a row the next attempt has to
 # wait, twice as long each time.
@@ -536,7 +537,8 @@ def collect(p: Place, deadline: float | None = None, wait: bool = True) -> GCRep
 
 
 def _collect(t: Tx, gone: list[Removal]) -> tuple[int, int, int, int]:
-    reclaimed = expired = 0
+    repair_generation(t)
+    reclaimed, expired = _disown(t), 0
     for slot in range(t.slots):
         if t.insane(slot):
             t.reset(slot)
@@ -610,7 +612,7 @@ def _collect_unnamed(t: Tx, gone: list[Removal]) -> tuple[int, int]:
             stem = gen_name(parsed[0], parsed[1])
             if stem in keep or stem in doomed or (parsed[0] == epoch and parsed[1] in used):
                 continue
-            if parsed[2] == L.MANIFEST_EXT:
+            if parsed[2] == L.MANIFEST_EXT or in_the_making(t.p, parsed[0], parsed[1]):
                 continue
             doomed.add(stem)
             gone.append(Removal(stem, "collect"))
@@ -618,6 +620,72 @@ def _collect_unnamed(t: Tx, gone: list[Removal]) -> tuple[int, int]:
             gone.append(Removal(n, "collect"))
         leftovers += 1
     return orphans, leftovers
+
+
+def in_the_making(p: Place, epoch: int, gen: int) -> bool:
+    """Whether a generation has a manifest although a listing lacked it. A manifest is linked
+    first: it came after the listing had passed its place."""
+    try:
+        p.m.stat(gen_name(epoch, gen) + L.MANIFEST_EXT)
+    except OSError:
+        return False
+    return True
+
+
+def repair_generation(t: Tx) -> None:
+    """Mends a counter that only a stranger can have changed: one that is used up, and one that is
+    behind a generation that exists, which would make healthy slots senseless and give a number
+    out twice."""
+    counter = t.generation
+    if counter < L.MAX_GEN and max(map(T.gen_of, t.words())) <= counter:
+        return
+    highest = 0
+    for n in t.p.m.names():
+        parsed = parse_gen_name(n)
+        if parsed is not None and parsed[0] == t.ident.epoch and parsed[2] == L.MANIFEST_EXT:
+            highest = max(highest, parsed[1])
+    if highest > counter or counter >= L.MAX_GEN:
+        t.set_generation(highest)
+
+
+def _disown(t: Tx) -> int:
+    """Empties slots that name a key or a generation which is another slot's, as only a stranger's
+    bytes do: removing the one must not take the other's files."""
+    keys: dict[str, int] = {}
+    gens: dict[int, int] = {}
+    n = 0
+    for slot, w in list(t.in_use()):
+        key = t.key(slot)
+        if key is None or t.insane(slot):
+            continue
+        kept = True
+        for other in {keys.get(key, slot), gens.get(T.gen_of(w), slot)} - {slot}:
+            if not kept or T.state_of(t.word(other)) == L.FREE:
+                continue  # it has lost already
+            loser = slot
+            if _owns(t, slot) and (not _owns(t, other) or T.gen_of(t.word(other)) < T.gen_of(w)):
+                loser = other
+            t.reset(loser)
+            n += 1
+            kept = loser != slot
+        if kept:
+            keys[key] = gens[T.gen_of(w)] = slot
+    return n
+
+
+def _owns(t: Tx, slot: int) -> bool:
+    """Whether the manifest of a slot's generation, if there is one, is that of its key."""
+    w = t.word(slot)
+    name = t.gen_name(w) + L.MANIFEST_EXT
+    try:
+        fd, _ = t.p.m.open(name)
+        try:
+            man, _ = read_manifest(t.p, fd, name)
+        finally:
+            os.close(fd)
+    except (OSError, Error):
+        return T.state_of(w) != L.READY
+    return t.key_is(slot, man.key) and man.generation == T.gen_of(w)
 
 
 def _expired(t: Tx, slot: int, word: int) -> bool:

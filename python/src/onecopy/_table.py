@@ -337,6 +337,10 @@ class Editor(Table):
         self.q[L.HEADER_GENERATION // 8] = g
         return g
 
+    def set_generation(self, g: int) -> None:
+        """For who mends the counter: no generation above g may exist."""
+        self.q[L.HEADER_GENERATION // 8] = g
+
     def change(self, slot: int, old: int, new: int) -> bool:
         """Stores a new word if the slot still has the old one. Under T nobody else does."""
         kind = (state_of(old), state_of(new), gen_of(old) != gen_of(new))
