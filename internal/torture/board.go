@@ -9,12 +9,15 @@ import (
 	"unsafe"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/onecopy/onecopy/internal/layout"
 )
 
 // The board is memory that the controller shares with its workers, so that what a
 // process did is known after it was killed. It is no part of a registry.
 //
-// It has a line of 16 words for each worker, and then a ring of deaths. The Python
+// It has a line of 16 words for each worker, then a ring of deaths, then a word for
+// each load lock of the steady registry: the process that took it last. The Python
 // worker writes the same words: worker.py has the numbers too.
 const (
 	wordDoing     = iota // 1 while an operation of the protocol runs
@@ -24,8 +27,8 @@ const (
 	wordBig              // of them, with two or more windows
 	wordModels           // models whose bytes were compared with their source
 	wordBytes            // bytes compared
-	wordWaits            // loads that began because the loader before died meanwhile
-	wordLate             // of them, with the load lock later than lateAfter after the death
+	wordWaits            // loads for which the load lock was had because its owner had died meanwhile
+	wordLate             // of them, with the lock later than lateAfter after the death
 	wordSlowest          // the longest time between the two, in ns
 	wordBegan            // the longest time from a death until the next load began, in ns
 	wordKillsMark        // other workers killed right after evict.mark
@@ -42,7 +45,7 @@ type board struct {
 	slots int
 }
 
-func boardSize(slots int) int { return 8 * (slots*lineWords + 1 + 2*ringDeaths) }
+func boardSize(slots int) int { return 8 * (slots*lineWords + 1 + 2*ringDeaths + layout.Stripes) }
 
 func openBoard(path string, slots int) (*board, error) {
 	f, err := os.OpenFile(path, os.O_RDWR|os.O_CREATE, 0o600)
@@ -94,6 +97,11 @@ func (b *board) deathOf(pid int) (at int64, ok bool) {
 		}
 	}
 	return 0, false
+}
+
+// owner is the word of a load lock. Only who has the lock changes it.
+func (b *board) owner(stripe int) *atomic.Uint64 {
+	return &b.words[b.slots*lineWords+1+2*ringDeaths+stripe]
 }
 
 // monotonic is a clock that all processes of a machine share.

@@ -385,12 +385,13 @@ func (w *worker) file(t *layout.Table, gen uint64, ext string) string {
 // calls when it begins. That takes a lock which has nothing to do with the
 // registry, and which must be free, because whoever loads is alone.
 func (w *worker) waits(key string) func(kind string) io.Closer {
-	begun := monotonic()
+	if w.dir != w.steady() { // one loader per key and life of a registry
+		return func(string) io.Closer { return io.NopCloser(nil) }
+	}
+	wait := &wait{owner: w.board.owner(layout.Stripe(key)), begun: monotonic()}
+	awaited.Store(wait)
 	return func(kind string) io.Closer {
-		if w.dir != w.steady() {
-			return io.NopCloser(nil) // one loader per key and life of a registry
-		}
-		f, err := w.alone(key, kind, begun)
+		f, err := w.alone(key, kind, wait)
 		if err != nil {
 			w.bad = err
 			return io.NopCloser(nil)
@@ -407,7 +408,7 @@ func (w witness) Close() error {
 	return w.File.Close()
 }
 
-func (w *worker) alone(key, kind string, begun int64) (io.Closer, error) {
+func (w *worker) alone(key, kind string, wait *wait) (io.Closer, error) {
 	f, err := os.OpenFile(filepath.Join(w.witness(), strings.ReplaceAll(key, "/", "-")), os.O_RDWR|os.O_CREATE, 0o600)
 	if err != nil {
 		return nil, err
@@ -433,8 +434,8 @@ func (w *worker) alone(key, kind string, begun int64) (io.Closer, error) {
 		}
 		time.Sleep(100 * time.Microsecond)
 	}
-	if died, ok := w.board.deathOf(last); ok && died > begun {
-		late := uint64(max(0, owned.Load()-died))
+	if died, ok := w.board.deathOf(wait.before); ok && died > wait.begun {
+		late := uint64(max(0, wait.owned-died))
 		w.board.word(w.Slot, wordWaits).Add(1)
 		if late > uint64(lateAfter) {
 			w.board.word(w.Slot, wordLate).Add(1)

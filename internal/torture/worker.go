@@ -27,10 +27,36 @@ const patience = 40
 // A wait for a dead loader that ends later than this after the death is reported.
 const lateAfter = 100 * time.Millisecond
 
-// ownedStep is where a worker owns the load lock, and owned when it last came there.
-const ownedStep = "load.lock-key"
+// wait is that of a load for its load lock. It ends when the worker owns the lock: what
+// is done then, before the load begins, is work for which it may wait in turn, for the
+// table and for room.
+type wait struct {
+	owner        *atomic.Uint64 // of the lock, on the board
+	begun, owned int64
+	before       int // who had it before
+}
 
-var owned atomic.Int64
+// awaited is the wait of the load that this process began last.
+var awaited atomic.Pointer[wait]
+
+// owns is called with the lock in hand. A load that tries again has it twice, and
+// waited the first time.
+func (w *wait) owns() {
+	if w == nil {
+		return
+	}
+	if before := int(w.owner.Swap(uint64(os.Getpid()))); before != os.Getpid() {
+		w.before, w.owned = before, monotonic()
+	}
+}
+
+// over is called after the load, for whoever waits behind a process that does
+// something else when it dies.
+func (w *wait) over() {
+	if w != nil {
+		w.owner.CompareAndSwap(uint64(os.Getpid()), 0)
+	}
+}
 
 // job is what a worker is told: its arguments, and in its environment the step.
 type job struct {
@@ -167,6 +193,7 @@ func (w *worker) begin(name string, fn func() error) error {
 	w.board.word(w.Slot, wordOps).Add(1)
 	doing.Store(1)
 	err := fn()
+	awaited.Swap(nil).over()
 	for _, c := range w.begun {
 		_ = c.Close()
 	}

@@ -15,6 +15,7 @@ import time
 
 import onecopy
 from onecopy import _crash
+from onecopy._table import stripe
 
 P = json.loads(sys.argv[1])
 KEYS, VERSIONS = P["keys"], P["versions"]
@@ -25,7 +26,7 @@ DOING, OPS, LOADS, REPLACES, BIG, MODELS, BYTES, WAITS, LATER, SLOWEST, BEGAN = 
 LINE = 16
 DEATHS = 4096
 
-owned = 0  # when this worker last took a load lock
+awaited = None  # the wait of the load that this worker began last
 
 FINE = (
     onecopy.NotFound, onecopy.InUse, onecopy.NoSpace, onecopy.TableFull, onecopy.LoadFailed,
@@ -68,6 +69,24 @@ def way(step):
         if step.startswith(prefix):
             return ops
     return []
+
+
+class Wait:
+    """For a load lock: see worker.go."""
+
+    def __init__(self, key):
+        self.owner = 8 * (P["slots"] * LINE + 1 + 2 * DEATHS + stripe(key))
+        self.begun, self.before, self.owned = time.monotonic_ns(), 0, 0
+
+    def owns(self):
+        before = struct.unpack_from("<Q", BOARD, self.owner)[0]
+        struct.pack_into("<Q", BOARD, self.owner, os.getpid())
+        if before != os.getpid():
+            self.before, self.owned = before, time.monotonic_ns()
+
+    def over(self):
+        if struct.unpack_from("<Q", BOARD, self.owner)[0] == os.getpid():
+            struct.pack_into("<Q", BOARD, self.owner, 0)
 
 
 class Worker:
@@ -170,9 +189,11 @@ class Worker:
         return self.open_model(True)
 
     def open_model(self, replace):
+        global awaited
         key = self.rng.choice(KEYS)
         name = f"{key}@{self.rng.randrange(VERSIONS)}"
-        begun = time.monotonic_ns()
+        steady = self.dir == P["steady"]
+        awaited = wait = Wait(key) if steady else None
         alone = []
 
         def progress(done, total):
@@ -180,7 +201,7 @@ class Worker:
                 self.word(LOADS, 1)
                 self.word(REPLACES, 1 if replace else 0)
                 self.word(BIG, 1 if ord(key[-1]) % 2 == 0 else 0)
-                alone.append(self.alone(key, begun) if self.dir == P["steady"] else -1)
+                alone.append(self.alone(key, wait) if steady else -1)
             if done == total and alone[0] >= 0:
                 os.pwrite(alone[0], b"%-31s\n" % b"0 done", 0)
                 os.close(alone[0])
@@ -192,10 +213,13 @@ class Worker:
                 on_change=self.rng.choice(["error", "replace", "ignore"]), progress=progress,
             )  # fmt: skip
         finally:
+            awaited = None
+            if steady:
+                wait.over()
             if alone and alone[0] >= 0:
                 os.close(alone[0])
 
-    def alone(self, key, begun):
+    def alone(self, key, wait):
         """The lock that whoever loads must find free."""
         fd = os.open(f"{P['base']}/witness/{key.replace('/', '-')}", os.O_RDWR | os.O_CREAT, 0o600)
         for tries in range(1 << 30):
@@ -210,9 +234,9 @@ class Worker:
             if running(int(pid)) and (kind == "function" or tries > 500):
                 raise AssertionError(f"process {pid} is loading {key} too, from a {kind}")
             time.sleep(0.0001)
-        died = death_of(int(pid))
-        if died > begun:
-            late = max(0, owned - died)
+        died = death_of(wait.before)
+        if died > wait.begun:
+            late = max(0, wait.owned - died)
             self.word(WAITS, 1)
             self.word(LATER, 1 if late > LATE else 0)
             self.word(SLOWEST, value=max(self.word(SLOWEST), late))
@@ -252,9 +276,8 @@ def child(slot, seed, step, skip):
     hit = _crash._armed(step, skip, None, None) if step else _crash.hit
 
     def passing(name):
-        global owned
-        if name == "load.lock-key":
-            owned = time.monotonic_ns()
+        if name == "load.lock-key" and awaited is not None:
+            awaited.owns()
         hit(name)
 
     _crash.hit = passing
