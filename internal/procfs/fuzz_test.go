@@ -47,42 +47,6 @@ func FuzzLocks(f *testing.F) {
 	})
 }
 
-func FuzzMaps(f *testing.F) {
-	addSamples(f, "*/maps")
-	f.Fuzz(func(t *testing.T, data []byte) {
-		feed(data, func(line []byte) {
-			if v, ok := parseVMA(line); ok && len(v.perms) != 4 {
-				t.Errorf("%q: permissions %q", line, v.perms)
-			}
-		})
-	})
-}
-
-func FuzzSmaps(f *testing.F) {
-	addSamples(f, "*/smaps")
-	want := map[FileID]struct{}{{}: {}}
-	for _, inode := range []uint64{5, 6, 2051, 4294967301} {
-		want[FileID{Dev: makeDev(0, 0x19), Inode: inode}] = struct{}{}
-	}
-	f.Fuzz(func(t *testing.T, data []byte) {
-		r := residencies{want: want, sum: make(map[FileID]*Residency)}
-		feed(data, r.line)
-		for id, sum := range r.result() {
-			if _, wanted := want[id]; !wanted {
-				t.Errorf("%v was not asked for", id)
-			}
-			for _, n := range []int64{
-				sum.Size, sum.RSS, sum.PSS, sum.SharedClean, sum.SharedDirty, sum.PrivateClean,
-				sum.PrivateDirty, sum.Swap, sum.Locked, sum.ShmemPMDMapped,
-			} {
-				if n < 0 {
-					t.Errorf("%v: %+v", id, sum)
-				}
-			}
-		}
-	})
-}
-
 func FuzzStat(f *testing.F) {
 	addSamples(f, "*/stat")
 	f.Add([]byte("1 () S 1 1 1 0 -1 4194560 1 1 1 1 1 1 1 1 20 0 1 0 0"))

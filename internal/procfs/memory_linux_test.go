@@ -46,13 +46,36 @@ Rss:                   0 kB
 	}
 }
 
-func FuzzRegions(f *testing.F) {
+// FuzzSmaps covers both readers of mappings, of their sums per file and of the mappings
+// one by one.
+func FuzzSmaps(f *testing.F) {
+	addSamples(f, "*/maps")
 	addSamples(f, "*/smaps")
+	want := map[FileID]struct{}{{}: {}}
+	for _, inode := range []uint64{5, 6, 2051, 4294967301} {
+		want[FileID{Dev: makeDev(0, 0x19), Inode: inode}] = struct{}{}
+	}
 	f.Fuzz(func(t *testing.T, data []byte) {
-		r := regions{}
-		feed(data, r.line)
-		r.end()
-		for _, g := range r.found {
+		sums, single := residencies{want: want, sum: make(map[FileID]*Residency)}, regions{}
+		feed(data, func(line []byte) {
+			sums.line(line)
+			single.line(line)
+		})
+		for id, sum := range sums.result() {
+			if _, wanted := want[id]; !wanted {
+				t.Errorf("%v was not asked for", id)
+			}
+			for _, n := range []int64{
+				sum.Size, sum.RSS, sum.PSS, sum.SharedClean, sum.SharedDirty, sum.PrivateClean,
+				sum.PrivateDirty, sum.Swap, sum.Locked, sum.ShmemPMDMapped,
+			} {
+				if n < 0 {
+					t.Errorf("%v: %+v", id, sum)
+				}
+			}
+		}
+		single.end()
+		for _, g := range single.found {
 			if g.Start > g.End || g.End > math.MaxInt64 || len(g.Perms) != 4 || g.RSS < 0 || g.PSS < 0 || g.Anonymous < 0 {
 				t.Errorf("%+v", g)
 			}
