@@ -347,8 +347,12 @@ def test_stopped_holder_of_the_table_lock(
         assert m["a.bin"][1] == 1
     with pytest.raises(onecopy.Timeout):
         reg.remove("k", timeout=0.05)
-    with pytest.raises(onecopy.Timeout, match="table lock"):
+    with pytest.raises(onecopy.Timeout, match="table lock") as e:
         reg.open("new", model, timeout=0.05)
+    assert "shmctl check names" in e.value.hint
+    with pytest.raises(onecopy.Timeout, match="is loading it, or hangs|holds this key's lock") as e:
+        reg.open("other", model, timeout=0.05)
+    assert "another process is loading" in e.value.hint
     assert "for a second" in reg.check()[0].text
     p.p.send_signal(signal.SIGCONT)
     p.wait()

@@ -29,6 +29,7 @@ from .errors import (
     Unsupported,
     Untrusted,
     operation,
+    waited,
 )
 
 TYPE_CHECKING = False  # typing costs more to import than all the rest
@@ -314,9 +315,7 @@ class Registry:
         # Not for ever: it may be a thread of that very loader that waits here.
         left = self._load_timeout if deadline is None else max(0.0, deadline - time.monotonic())
         if not over.wait(min(left, threading.TIMEOUT_MAX)):
-            raise Timeout(
-                "timed out: context deadline exceeded: another thread of this process is loading it, or hangs"
-            )
+            raise waited("another thread of this process is loading it, or hangs", hint="a longer timeout waits longer")
         return None
 
     def _who_loads(self, place: Place, key: str) -> Timeout:
@@ -328,8 +327,7 @@ class Registry:
             pid = place.snapshot().hint(f.slot, T.LOADER_PID) if f is not None else 0
         except Error:
             pass
-        who = f"pid {pid} is loading it, or hangs" if pid else "another load holds this key's lock"
-        return Timeout(f"timed out: context deadline exceeded: {who}")
+        return waited(f"pid {pid} is loading it, or hangs" if pid else "another load holds this key's lock")
 
     def _await_foreign(self, place: Place, key: str, deadline: float | None) -> None:
         """Waits, as a user who can only read, for a load that is running."""

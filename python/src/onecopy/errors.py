@@ -145,7 +145,16 @@ class Timeout(Error, TimeoutError):
     """The wait for another loader, or for a lock, ended."""
 
     default = "timed out: context deadline exceeded"
-    hint = "another process is loading; shmctl ls shows it, a longer timeout waits longer"
+    hint = "a longer timeout gives it more time; shmctl check names who keeps a lock"
+
+
+def waited(
+    who: str, hint: str = "another process is loading; shmctl ls shows it, a longer timeout waits longer"
+) -> Timeout:
+    """The Timeout of one who waited for another load."""
+    e = Timeout(f"{Timeout.default}: {who}")
+    e.hint = hint
+    return e
 
 
 # Loading a model.
