@@ -614,3 +614,53 @@ func tmpfsHasQuota() bool {
 	defer unix.Close(fd)
 	return unix.FsconfigSetFlag(fd, "usrquota") == nil
 }
+
+// smallFiles: source, and a directory for each of fileSizes.
+var smallFiles = child("small-files", func(args []string) error {
+	var was unix.Rlimit
+	if err := unix.Getrlimit(unix.RLIMIT_FSIZE, &was); err != nil {
+		return err
+	}
+	var a smallFilesAnswer
+	for i, dir := range args[1:] {
+		if err := unix.Setrlimit(unix.RLIMIT_FSIZE, &unix.Rlimit{Cur: fileSizes[i], Max: was.Max}); err != nil {
+			return err
+		}
+		r, err := Open(dir, nil)
+		if err == nil {
+			_, err = r.GetOrLoad(ctxb, "k", Source{Path: args[0]})
+			err = errors.Join(err, r.Close())
+		}
+		a.Loads = append(a.Loads, reportOf(err))
+	}
+	return errors.Join(unix.Setrlimit(unix.RLIMIT_FSIZE, &was), say(a))
+})
+
+type smallFilesAnswer struct{ Loads []report }
+
+// fileSizes are less than a manifest, a table and the model.
+var fileSizes = []uint64{0, 100, 100_000, 2 * mib}
+
+// ulimit -f cuts a write short before it refuses the rest: what is written in part
+// must not get a name.
+func TestSmallFilesAreATypedError(t *testing.T) {
+	src := folderSource(t, map[string][]byte{"w.bin": randomBytes(1, 3*mib)})
+	var dirs []string
+	for range fileSizes {
+		dirs = append(dirs, proctest.TmpRegistry(t))
+	}
+	for _, dir := range dirs[:2] { // the others are made by the child
+		noErr(t, openRegistry(t, dir, nil).Close())
+	}
+	a := runChild[smallFilesAnswer](t, smallFiles, append([]string{src.Path}, dirs...)...)
+	for i, l := range a.Loads {
+		if !l.is("ErrLimit") || !strings.Contains(l.Text, "ulimit -f") {
+			t.Errorf("%d bytes: %+v", fileSizes[i], l)
+		}
+	}
+	for _, dir := range dirs {
+		m := mustLoad(t, openRegistry(t, dir, nil), "k", src)
+		noErr(t, m.Verify(ctxb))
+		noErr(t, m.Close())
+	}
+}

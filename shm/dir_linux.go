@@ -423,6 +423,8 @@ func pathErr(op, path string, err error) error {
 		err = fmt.Errorf("%w: too many open files: raise the limit (ulimit -n): %w", ErrLimit, err)
 	case errors.Is(err, unix.ENFILE):
 		err = fmt.Errorf("%w: too many open files on this machine (sysctl fs.file-max): %w", ErrLimit, err)
+	case errors.Is(err, unix.EFBIG):
+		err = fmt.Errorf("%w: files of this size: raise the limit (ulimit -f): %w", ErrLimit, err)
 	}
 	return &fs.PathError{Op: op, Path: path, Err: err}
 }

@@ -288,3 +288,25 @@ def test_systemd_tmpfiles(shm: str, model: pathlib.Path, tmp_path: pathlib.Path)
         rule.write_text(f"e {shm} - - - 0\n")
         subprocess.run(["systemd-tmpfiles", "--clean", rule], check=True)
         assert sorted(pathlib.Path(shm).rglob("*")) == before
+
+
+@pytest.mark.parametrize("limit", [0, 100, 100_000, 2 << 20])
+@pytest.mark.parametrize("there", [True, False])
+def test_what_is_written_in_part_gets_no_name(
+    reg: onecopy.Registry, start: Any, tmp_path: pathlib.Path, limit: int, there: bool
+) -> None:
+    """ulimit -f cuts a write short before it refuses the rest, as a tmpfs does that is nearly full."""
+    (tmp_path / "w.bin").write_bytes(os.urandom(3 << 20))
+    if there:
+        reg.stats()
+        reg.entries()
+    child = start(
+        f"import resource; resource.setrlimit(resource.RLIMIT_FSIZE, ({limit}, -1))\n"
+        "try: onecopy.open('k', sys.argv[1], fallback='raise')\n"
+        "except onecopy.Limit as e: print(e)\n",
+        str(tmp_path / "w.bin"), PYTHONDONTWRITEBYTECODE="1",
+    )  # fmt: skip
+    assert "ulimit -f" in child.line()
+    with reg.open("k", tmp_path / "w.bin") as m:
+        assert m.loaded
+        m.verify()

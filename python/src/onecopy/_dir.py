@@ -177,7 +177,9 @@ class Dir:
         """Makes a small file under its name in one step; FileExistsError leaves the other alone."""
         fd = self.anonymous(name)
         try:
-            os.pwrite(fd, data, 0)
+            done = 0
+            while done < len(data):  # a tmpfs that is nearly full takes a part
+                done += os.pwrite(fd, data[done:], done)
             os.fchmod(fd, perm)
             _sys.linkat(fd, self.fd, name)
         finally:

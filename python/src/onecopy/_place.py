@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import errno
 import os
 import threading
 import time
@@ -397,9 +398,10 @@ def _close_all(fds: list[_Owned]) -> None:
             del _owners[fd]
             try:
                 st = os.fstat(fd)
-            except OSError:
-                continue
-            if (st.st_dev, st.st_ino) == (dev, ino):
+                ours = (st.st_dev, st.st_ino) == (dev, ino)
+            except OSError as e:
+                ours = e.errno != errno.EBADF
+            if ours:
                 os.close(fd)
 
 

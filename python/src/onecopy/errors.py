@@ -276,12 +276,18 @@ def from_os(e: OSError, what: str, path: str) -> Error:
     reason = (os.strerror(e.errno) if e.errno else str(e)).lower()
     if e.errno == errno.ENOSPC:
         return NoSpace(f"{what} {path}: not enough memory: {reason}")
+    if e.errno == errno.EDQUOT:
+        return NoSpace(
+            f"{what} {path}: not enough memory: the quota of this user or group on the tmpfs is used up: {reason}"
+        )
     if e.errno == errno.EMFILE:
         return Limit(f"{what} {path}: limit reached: too many open files: raise the limit (ulimit -n): {reason}")
     if e.errno == errno.ENFILE:
         return Limit(
             f"{what} {path}: limit reached: too many open files on this machine (sysctl fs.file-max): {reason}"
         )
+    if e.errno == errno.EFBIG:
+        return Limit(f"{what} {path}: limit reached: files of this size: raise the limit (ulimit -f): {reason}")
     if e.errno == errno.ENOMEM:
         return Limit(
             f"{what} {path}: limit reached: no more mappings, or address space"
