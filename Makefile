@@ -39,8 +39,9 @@ mutants: ## put one bug after the other into the library; make torture has to fi
 cover: ## what the tests reach, killed processes included (a quarter of an hour)
 	@scripts/cover.sh
 
-faults: ## every system call fails with every errno that it can have (ten minutes; FAULTS=N takes every N-th)
-	ONECOPY_FAULTS=$(or $(FAULTS),1) go test ./registry ./shm -run '^Test(Faults|BadDays)$$' -v -count=1 -timeout 3h
+faults: ## every system call fails with every errno that it can have, in Go and in Python (an hour or two; FAULTS=N takes every N-th)
+	ONECOPY_FAULTS=$(or $(FAULTS),1) ONECOPY_PYTHON=$(if $(wildcard bin/venv/bin/python),$(CURDIR)/bin/venv/bin/python) \
+		go test ./registry ./shm -run '^Test(Faults|PythonFaults|BadDays)$$' -v -count=1 -timeout 3h
 
 soak: ## REPLACES (10,000) of a model while 15 processes attach, read and leave: nothing may grow
 	ONECOPY_SOAK=$(or $(REPLACES),10000) go test ./registry -run '^TestSoak$$' -v -count=1 -timeout 1h

@@ -28,6 +28,7 @@ type faultScenario struct {
 	cold   bool                     // the source lies on the disk only
 	fresh  bool                     // there is no registry yet
 	closed bool                     // the program opens the registry within act
+	loaded bool                     // the source is loaded as "k"
 	budget int64
 
 	// prepare brings the registry into the state that act meets. The test does
@@ -432,6 +433,53 @@ var faultScenarios = []faultScenario{
 		// The test holds the load lock until the program waits for it, or ends.
 		act: func(f *faulted) { f.load("k", Source{Path: f.src}, f.want) },
 	},
+}
+
+// pythonScenarios are those of testdata/faults.py, by their names. There act is what
+// the test does afterwards, without faults: whatever was loaded can be loaded.
+var pythonScenarios = []faultScenario{
+	{name: "open", fresh: true, closed: true, act: func(f *faulted) { f.open() }},
+	{name: "open-untidy", prepare: func(t *testing.T, r *Registry) { orphan(t, r, "gone") }, act: func(*faulted) {}},
+	{name: "get", source: oneFile(5, 70_000), loaded: true, act: loadAgain},
+	{name: "load-warm", source: oneFile(3, 10<<20+1), act: loadAgain},
+	{name: "load-cold", source: oneFile(4, 18<<20+5), cold: true, act: loadAgain},
+	{name: "load-folder", source: someFiles, act: loadAgain},
+	{name: "load-wait", source: oneFile(1, 9000), act: loadAgain},
+	{name: "replace", source: someFiles, loaded: true, act: loadAgain},
+	{name: "take-over", source: someFiles, act: loadAgain, prepare: func(t *testing.T, r *Registry) {
+		loaded(t, r, "k", small("1"))
+		dead(t, r, "k", layout.Loading)
+	}},
+	{name: "evict", source: oneFile(2, 200_000), act: loadAgain, budget: 300_000, prepare: func(t *testing.T, r *Registry) {
+		loaded(t, r, "old", madeSource("1", map[string][]byte{"w.bin": randomBytes(1, 200_000)}))
+		noErr(t, r.Pin(ctxb, "keep"))
+	}},
+	{name: "object", act: objectAgain},
+	{name: "writer", act: objectAgain},
+	{name: "remove", source: someFiles, loaded: true, act: loadAgain},
+	{name: "gc", act: func(*faulted) {}, prepare: func(t *testing.T, r *Registry) {
+		orphan(t, r, "gone")
+		loaded(t, r, "evicting", small("1"))
+		loaded(t, r, "loading", small("1"))
+		dead(t, r, "evicting", layout.Evicting)
+		dead(t, r, "loading", layout.Loading)
+	}},
+	{name: "check", source: someFiles, loaded: true, act: loadAgain},
+	{name: "look", source: someFiles, loaded: true, act: loadAgain},
+	{name: "policy", source: someFiles, loaded: true, act: loadAgain},
+}
+
+func someFiles() map[string][]byte {
+	return map[string][]byte{"config.json": []byte("{}"), "empty": {}, "w/1.bin": randomBytes(1, 100_000), "w/deep/2.bin": randomBytes(3, 1)}
+}
+
+func loadAgain(f *faulted) { f.load("k", Source{Path: f.src}, f.want) }
+
+// objectAgain loads another object under the key, whether or not there is one.
+func objectAgain(f *faulted) {
+	src := madeSource("other", pair)
+	src.OnChange = ChangeReplace
+	f.load("object", src, pair)
 }
 
 // runFaulted: scenario, dir, source folder, and anything if mappings will be left.

@@ -110,7 +110,8 @@ python() {
 	fi
 	(cd python && ../$venv/bin/python -m ruff check src tests bench && ../$venv/bin/python -m mypy &&
 		../$venv/bin/python -m pytest --cov) &&
-		$venv/bin/python -m pytest -c python/pyproject.toml --rootdir examples/python examples/python
+		$venv/bin/python -m pytest -c python/pyproject.toml --rootdir examples/python examples/python &&
+		ONECOPY_PYTHON=$PWD/$venv/bin/python go test ./registry -run '^TestPythonFaults$'
 }
 
 # ---- running and reporting ----------------------------------------------------

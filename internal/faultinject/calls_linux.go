@@ -5,6 +5,7 @@ package faultinject
 import (
 	"bytes"
 	"fmt"
+	"maps"
 	"os"
 	"strconv"
 	"strings"
@@ -38,6 +39,7 @@ var calls = map[uint64]call{
 	unix.SYS_WRITE:      {name: "write"},
 	unix.SYS_PREAD64:    {name: "pread64"},
 	unix.SYS_PWRITE64:   {name: "pwrite64"},
+	unix.SYS_PREADV:     {name: "preadv"},
 	unix.SYS_PREADV2:    {name: "preadv2", detail: func(a [6]uint64) string { return flags(a[5], "NOWAIT", unix.RWF_NOWAIT) }},
 	unix.SYS_GETDENTS64: {name: "getdents64"},
 	unix.SYS_LSEEK: {name: "lseek", detail: func(a [6]uint64) string {
@@ -79,6 +81,8 @@ var calls = map[uint64]call{
 			"COLLAPSE", 25, "POPULATE_READ", 22, "POPULATE_WRITE", 23, "HUGEPAGE", unix.MADV_HUGEPAGE)
 	}},
 }
+
+func init() { maps.Copy(calls, ofMachine) }
 
 func openFlags(a [6]uint64) string {
 	s := [...]string{"RDONLY", "WRONLY", "RDWR", "3"}[a[2]&unix.O_ACCMODE]

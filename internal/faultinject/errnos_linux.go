@@ -29,7 +29,7 @@ func Errnos(c Call) []syscall.Errno {
 		return es
 	case "close":
 		return []syscall.Errno{syscall.EINTR, syscall.EIO}
-	case "read", "pread64":
+	case "read", "pread64", "preadv":
 		return []syscall.Errno{syscall.EINTR, syscall.EIO, syscall.ENOMEM}
 	case "preadv2":
 		return []syscall.Errno{syscall.EINTR, syscall.EIO, syscall.EAGAIN, syscall.EOPNOTSUPP}
@@ -37,9 +37,9 @@ func Errnos(c Call) []syscall.Errno {
 		return []syscall.Errno{syscall.EINTR, syscall.EIO, syscall.ENOMEM, syscall.ENOSPC}
 	case "ftruncate", "fallocate":
 		return []syscall.Errno{syscall.EINTR, syscall.EIO, syscall.ENOMEM, syscall.ENOSPC}
-	case "mkdirat", "linkat":
+	case "mkdirat", "mkdir", "linkat":
 		return []syscall.Errno{syscall.EACCES, syscall.ENOSPC, syscall.ENOMEM, syscall.EIO}
-	case "unlinkat", "fchmod", "fchmodat", "readlinkat", "faccessat2":
+	case "unlinkat", "unlink", "rmdir", "fchmod", "fchmodat", "readlinkat", "readlink", "faccessat2", "access":
 		return []syscall.Errno{syscall.EACCES, syscall.ENOMEM, syscall.EIO}
 	case "newfstatat", "statx":
 		return []syscall.Errno{syscall.EACCES, syscall.ENOMEM, syscall.EIO}
@@ -61,6 +61,9 @@ func Errnos(c Call) []syscall.Errno {
 	case "fcntl":
 		if c.Detail == "SETLEASE" {
 			return []syscall.Errno{syscall.EINTR, syscall.EAGAIN, syscall.EACCES, syscall.ENOMEM}
+		}
+		if c.Detail == "DUPFD" {
+			return []syscall.Errno{syscall.EMFILE}
 		}
 		return nil // asks for, or changes, a few bits
 	case "mmap":

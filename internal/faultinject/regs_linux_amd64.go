@@ -23,3 +23,13 @@ func skip(tid int, r *unix.PtraceRegs, errno syscall.Errno) error {
 func shorten(r *unix.PtraceRegs) { r.Rdx = max(1, r.Rdx/2) }
 
 const sysFstatat = unix.SYS_NEWFSTATAT
+
+// ofMachine are the older calls, without a directory's descriptor, that the C library
+// still makes.
+var ofMachine = map[uint64]call{
+	unix.SYS_MKDIR:    {name: "mkdir", about: path},
+	unix.SYS_RMDIR:    {name: "rmdir", about: path},
+	unix.SYS_UNLINK:   {name: "unlink", about: path},
+	unix.SYS_READLINK: {name: "readlink", about: path},
+	unix.SYS_ACCESS:   {name: "access", about: path},
+}

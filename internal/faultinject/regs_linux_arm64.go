@@ -37,3 +37,6 @@ func skip(tid int, r *unix.PtraceRegs, errno syscall.Errno) error {
 func shorten(r *unix.PtraceRegs) { r.Regs[2] = max(1, r.Regs[2]/2) }
 
 const sysFstatat = unix.SYS_FSTATAT
+
+// ofMachine are calls that other machines have not: none.
+var ofMachine = map[uint64]call{}

@@ -10,6 +10,8 @@ import (
 	"os"
 	"os/exec"
 	"runtime"
+	"strconv"
+	"strings"
 	"sync"
 	"syscall"
 	"time"
@@ -66,7 +68,8 @@ type Result struct {
 	Stderr string
 }
 
-// traceEnv tells a program that it is traced.
+// traceEnv tells a program that it is traced, and, for those that are not written in
+// Go, the numbers of the calls that its filter has to stop (registry/testdata/faults.py).
 const traceEnv = "ONECOPY_FAULTINJECT"
 
 // Run runs cmd, whose streams must not be set, to its end. Its error is about
@@ -95,7 +98,11 @@ func Run(cmd *exec.Cmd, o Options) (*Result, error) {
 	if cmd.Env == nil {
 		cmd.Env = os.Environ()
 	}
-	cmd.Env = append(cmd.Env, traceEnv+"=1")
+	var numbers []string
+	for nr := range calls {
+		numbers = append(numbers, strconv.FormatUint(nr, 10))
+	}
+	cmd.Env = append(cmd.Env, traceEnv+"="+strings.Join(numbers, ","))
 	cmd.Stdout, cmd.Stderr = theirs[0], theirs[1]
 	cmd.SysProcAttr = &syscall.SysProcAttr{Ptrace: true, Pdeathsig: syscall.SIGKILL}
 
