@@ -140,15 +140,11 @@ def policy(r):
     did("set_ttl", r.set_ttl, "k", None)
 
 
-def entries(r):
-    did("entries", r.entries)
-
-
 ACTS = {
-    "open": entries, "open-untidy": entries, "get": get, "load-warm": load, "load-cold": load, "load-folder": load,
-    "load-wait": load, "take-over": take_over, "evict": load, "replace": replace, "object": get_or_load(made),
-    "writer": get_or_load(into), "remove": remove, "gc": lambda r: did("gc", r.gc),
-    "check": lambda r: did("check", r.check, data=True), "look": look, "policy": policy,
+    "open": lambda r: did("gc", r.gc), "open-untidy": lambda r: did("entries", r.entries), "get": get,
+    "load-warm": load, "load-cold": load, "load-folder": load, "load-wait": load, "take-over": take_over, "evict": load,
+    "replace": replace, "object": get_or_load(made), "writer": get_or_load(into), "remove": remove,
+    "gc": lambda r: did("gc", r.gc), "check": lambda r: did("check", r.check, data=True), "look": look, "policy": policy,
 }  # fmt: skip
 
 

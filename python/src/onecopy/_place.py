@@ -98,7 +98,11 @@ class Place:
         _close_all(self._fds)
 
     def _keep(self, d: Dir) -> Dir:
-        self._own(d.fd, os.fstat(d.fd))
+        try:
+            self._own(d.fd, os.fstat(d.fd))
+        except OSError:
+            d.close()
+            raise
         return d
 
     def _own(self, fd: int, st: os.stat_result) -> None:
@@ -359,8 +363,10 @@ class Place:
                 _, base, whole = _sys.map_file(ro, 0, 1, _sys.PROT_READ, _sys.MAP_SHARED)
             finally:
                 os.close(ro)
-            mapped = _locks.try_exclusive(fd)
-            _sys.munmap(base, whole)
+            try:
+                mapped = _locks.try_exclusive(fd)
+            finally:
+                _sys.munmap(base, whole)
             if mapped:
                 raise Unsupported(
                     "unsupported operation: a lock (flock) does not last as long as its mapping on"
