@@ -28,7 +28,7 @@ var (
 	ErrKey        = layout.ErrKey                                    // 1 to 255 bytes of UTF-8 without control characters
 	ErrPath       = layout.ErrPath                                   // a file name that no model may have
 	ErrLimit      = shm.ErrLimit                                     // descriptors, mappings, files per model
-	ErrReadOnly   = errors.New("this user may read here, not write") // the registry belongs to another user
+	ErrReadOnly   = errors.New("this user may read here, not write") // the registry belongs to another user, or is mounted read-only
 
 	// Getting a model.
 	ErrNotFound       = errors.New("not loaded")            // no generation of this key is published
@@ -102,6 +102,9 @@ func opErr(op, key string, err error) error {
 	}
 	if (errors.Is(err, syscall.EMFILE) || errors.Is(err, syscall.ENFILE)) && !errors.Is(err, ErrLimit) {
 		err = fmt.Errorf("%w: raise it (ulimit -n, sysctl fs.file-max): %w", ErrLimit, err)
+	}
+	if errors.Is(err, syscall.EROFS) && !errors.Is(err, ErrReadOnly) { // it was mounted anew
+		err = fmt.Errorf("%w: %w", ErrReadOnly, err)
 	}
 	if (errors.Is(err, lockfile.ErrLocked) || errors.Is(err, shm.ErrWriter)) && !errors.Is(err, ErrBusy) {
 		err = fmt.Errorf("%w: %w", ErrBusy, err)
@@ -275,6 +278,8 @@ func Hint(err error) string {
 		return "use --replace to load the new version beside the old one, or another key for another model"
 	case errors.Is(err, ErrLoadFailed):
 		return "look for the killer (dmesg, the cgroup's memory.events), then try again"
+	case errors.Is(err, syscall.EROFS):
+		return "load it where the registry's tmpfs is mounted writable"
 	case errors.Is(err, ErrReadOnly):
 		return "only the user who owns the registry can load or remove models in it"
 	case errors.Is(err, ErrUntrusted):

@@ -119,7 +119,7 @@ func openPlaceOnce(dir string, o *Options, create bool) (p *place, err error) {
 	if p.m, err = p.v1.Sub(layout.ModelsDir, perm, mine); err != nil {
 		return p, err
 	}
-	if mine || os.Geteuid() == 0 {
+	if (mine || os.Geteuid() == 0) && !p.top.ReadOnly() {
 		if p.w, err = p.v1.Sub(layout.LocksDir, 0o700, mine); err != nil {
 			return p, err
 		}
@@ -220,9 +220,10 @@ func (p *place) lockFile(name string) *lockfile.File {
 	return lockfile.Existing(p.w.FDPath(name))
 }
 
-// foreign is ErrReadOnly when the registry is another user's.
+// foreign is ErrReadOnly when the registry is another user's, or cannot be written
+// from here.
 func (p *place) foreign() error {
-	if p.mine {
+	if p.mine && !p.top.ReadOnly() {
 		return nil
 	}
 	return p.readOnly()
@@ -244,8 +245,11 @@ func (p *place) keyFree(key string) bool {
 	return true
 }
 
-// readOnly says whose registry it is.
+// readOnly says whose registry it is, or how it is mounted.
 func (p *place) readOnly() error {
+	if p.top.ReadOnly() {
+		return fmt.Errorf("%w: %s is mounted so: %w", ErrReadOnly, p.top.Path(), unix.EROFS)
+	}
 	return fmt.Errorf("%w: %s belongs to uid %d", ErrReadOnly, p.top.Path(), p.top.Owner())
 }
 

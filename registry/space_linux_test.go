@@ -322,6 +322,12 @@ func smallTmpfs(t *testing.T, size int64) string {
 	if err := unix.Mount("tmpfs", at, "tmpfs", 0, fmt.Sprintf("size=%d,mode=0755", size)); err != nil {
 		t.Skipf("cannot mount a tmpfs: %v", err)
 	}
+	return detached(t, at)
+}
+
+// detached takes a mount out of everybody's sight and returns the way that is left to it.
+func detached(t *testing.T, at string) string {
+	t.Helper()
 	fd, err := unix.Open(at, unix.O_RDONLY|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
 	if e := unix.Unmount(at, unix.MNT_DETACH); e != nil {
 		t.Errorf("unmount: %v", e)
@@ -688,4 +694,75 @@ func TestFailedLoadGivesItsMemoryBack(t *testing.T) {
 			t.Errorf("%s: %d bytes used before, %d after", name, before, after)
 		}
 	}
+}
+
+// twoMounts are a tmpfs and a second, read-only mount of it, as a container has it.
+func twoMounts(t *testing.T) (root, readOnly string) {
+	t.Helper()
+	needRoot(t)
+	at, again := t.TempDir(), t.TempDir()
+	if err := unix.Mount("tmpfs", at, "tmpfs", 0, "size=16m,mode=0755"); err != nil {
+		t.Skipf("cannot mount a tmpfs: %v", err)
+	}
+	err := unix.Mount(at, again, "", unix.MS_BIND, "")
+	root = detached(t, at)
+	noErr(t, err)
+	err = unix.Mount("", again, "", unix.MS_BIND|unix.MS_REMOUNT|unix.MS_RDONLY, "")
+	readOnly = detached(t, again)
+	noErr(t, err)
+	return root, readOnly
+}
+
+// Who sees the registry on a read-only mount gets the models that are there, and the
+// one that is being loaded, and is told why he can do no more.
+func TestReadOnlyMount(t *testing.T) {
+	root, view := twoMounts(t)
+	writer := openRegistry(t, root+"/reg", nil)
+	files := map[string][]byte{"w.bin": randomBytes(1, 5000)}
+	noErr(t, mustLoad(t, writer, "k", madeSource("1", files)).Close())
+	r, err := Open(view+"/reg", nil)
+	noErr(t, err)
+	m := mustGet(t, r, "k")
+	wantFiles(t, m, files)
+	wantErr(t, writer.Remove(ctxb, "k"), ErrInUse)
+	noErr(t, m.Close())
+	noErr(t, mustLoad(t, r, "k", madeSource("1", files)).Close())
+	for name, call := range map[string]func() error{
+		"GetOrLoad": func() error { _, err := r.GetOrLoad(ctxb, "new", madeSource("1", files)); return err },
+		"Remove":    func() error { return r.Remove(ctxb, "k") },
+		"GC":        func() error { _, err := r.GC(ctxb); return err },
+		"Pin":       func() error { return r.Pin(ctxb, "k") },
+	} {
+		err := call()
+		wantErr(t, err, ErrReadOnly)
+		if text := err.Error(); !strings.Contains(text, "mounted") || !strings.Contains(Hint(err), "mounted writable") {
+			t.Errorf("%s: %s; %s", name, text, Hint(err))
+		}
+	}
+	ps, err := r.Check(ctxb, CheckOptions{Data: true})
+	noErr(t, err)
+	if len(ps) > 0 {
+		t.Errorf("%+v", ps)
+	}
+	begun, goOn := make(chan struct{}), make(chan struct{})
+	go func() {
+		src := madeSource("1", files)
+		load := src.Load
+		src.Load = func(ctx context.Context, w *Writer) error {
+			close(begun)
+			<-goOn
+			return load(ctx, w)
+		}
+		m, err := writer.GetOrLoad(ctxb, "slow", src)
+		if err == nil {
+			err = m.Close()
+		}
+		if err != nil {
+			t.Error(err)
+		}
+	}()
+	<-begun
+	time.AfterFunc(20*time.Millisecond, func() { close(goOn) }) // either way it is right
+	noErr(t, mustLoad(t, r, "slow", madeSource("1", files)).Close())
+	noErr(t, r.Close())
 }

@@ -25,6 +25,8 @@ type Dir struct {
 	dev   uint64
 	ino   uint64
 	made  bool // by this call
+
+	readOnly bool
 }
 
 // DirOptions of OpenDir.
@@ -61,6 +63,7 @@ func OpenDir(path string, opts DirOptions) (*Dir, error) {
 		}
 		return nil, pathErr("open", path, fmt.Errorf("%w: not on a tmpfs (file system type %#x): shared memory needs one, such as /dev/shm", errors.ErrUnsupported, fs.Type))
 	}
+	d.readOnly = fs.Flags&unix.ST_RDONLY != 0
 	return d, nil
 }
 
@@ -185,6 +188,10 @@ func (d *Dir) Join(name string) string { return d.path + "/" + name }
 
 // Owner is the uid that may write.
 func (d *Dir) Owner() uint32 { return d.owner }
+
+// ReadOnly reports whether the tmpfs was mounted so when the directory was opened, as
+// in a container that is only to read. OpenDir knows; Sub does not ask.
+func (d *Dir) ReadOnly() bool { return d.readOnly }
 
 // Perm are the directory's permission bits as they are now: its owner may have let
 // others read since it was opened.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import pathlib
 import shutil
@@ -310,3 +311,41 @@ def test_what_is_written_in_part_gets_no_name(
     with reg.open("k", tmp_path / "w.bin") as m:
         assert m.loaded
         m.verify()
+
+
+def test_read_only_mount(reg: onecopy.Registry, start: Any, shm: str, tmp_path: pathlib.Path) -> None:
+    """As a container has it that is only to read."""
+    (tmp_path / "w.bin").write_bytes(b"weights")
+    view = tmp_path / "view"
+    view.mkdir()
+    reg.open("k", tmp_path / "w.bin").close()
+    if os.geteuid() or subprocess.run(["mount", "--bind", shm, view]).returncode:
+        pytest.skip("needs to mount")
+    try:
+        subprocess.run(["mount", "-o", "remount,bind,ro", view], check=True)
+        ro = onecopy.Registry(view / "r")
+        with ro.open("k", tmp_path / "w.bin") as m:
+            assert not m.loaded and m["w.bin"] == b"weights"
+            with pytest.raises(onecopy.InUse):
+                reg.remove("k")
+        for call in (
+            lambda: ro.open("new", tmp_path / "w.bin", fallback="raise"), lambda: ro.remove("k"), ro.gc, lambda: ro.pin("k"),
+        ):  # fmt: skip
+            with pytest.raises(onecopy.ReadOnly, match="is mounted so: read-only file system"):
+                call()
+        assert ro.check(data=True) == []
+        del m
+        gc.collect()
+        ro.close()
+        child = start(
+            "def slow():\n    print('begun')\n    sys.stdin.readline()\n    return 7\n"
+            "onecopy.get_or_load('slow', slow, fallback='raise')\n"
+        )
+        child.line()
+        with onecopy.Registry(view / "r") as ro:
+            with pytest.raises(onecopy.Timeout):
+                ro.get_or_load("slow", lambda: 8, fallback="raise", timeout=0.05)
+            child.go()
+            assert ro.get_or_load("slow", lambda: 8, fallback="raise") == 7
+    finally:
+        subprocess.run(["umount", "-l", view], check=True)

@@ -20,11 +20,12 @@ FILE_FLAGS = getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0) | getat
 class Dir:
     """An open directory. ``owner`` is the only uid that may write in it."""
 
-    __slots__ = ("__weakref__", "dev", "fd", "owner", "path", "perm")
+    __slots__ = ("__weakref__", "dev", "fd", "owner", "path", "perm", "readonly")
 
     def __init__(self, fd: int, path: str) -> None:
         self.fd, self.path = fd, path
         self.owner = self.perm = self.dev = 0
+        self.readonly = False
 
     def close(self) -> None:
         """Closes the descriptor; the files stay."""
@@ -206,6 +207,7 @@ def open_top(path: str, perm: int, create: bool, trust: int | None) -> Dir:
                 f"open {path}: unsupported operation: not on a tmpfs (file system type {magic:#x}):"
                 " shared memory needs one, such as /dev/shm"
             )
+        d.readonly = bool(os.fstatvfs(d.fd).f_flag & os.ST_RDONLY)
     except BaseException:
         d.close()
         raise

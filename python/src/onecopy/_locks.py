@@ -7,6 +7,7 @@ the process that took a lock unlocks it; a child of fork closes its copy.
 
 from __future__ import annotations
 
+import errno
 import os
 import stat
 import threading
@@ -130,6 +131,8 @@ def _create(d: Dir, name: str) -> None:
     except FileNotFoundError:
         raise Gone from None
     except OSError as e:
+        if e.errno not in (errno.EOPNOTSUPP, errno.EISDIR):
+            raise
         raise Unsupported(f"lock {d.join(name)}: unsupported: no anonymous files (O_TMPFILE): {e.strerror}") from e
     try:
         os.fchmod(fd, 0o600)

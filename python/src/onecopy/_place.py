@@ -130,7 +130,7 @@ class Place:
         self.m = self._keep(self.v1.sub(L.MODELS_DIR, perm, self.mine))
         self._m_ino = self._fds[-1][2]
         self.w = None
-        if self.mine or os.geteuid() == 0:
+        if (self.mine or os.geteuid() == 0) and not self.top.readonly:
             self.w = self._keep(self.v1.sub(L.LOCKS_DIR, 0o700, self.mine))
         if self.m.dev != self.top.dev or self.stat.st_dev != self.top.dev:
             raise Untrusted(f"not trusted: another file system is mounted within {path}")
@@ -164,6 +164,11 @@ class Place:
             epoch = int.from_bytes(os.urandom(8), "little")
         ident = T.Identity(epoch, boot_id(), slots or L.DEFAULT_SLOTS, time.time_ns())
         self.v1.create(L.TABLE_FILE, T.new_image(ident, budget), 0o644)
+
+    def read_only(self) -> ReadOnly:
+        """Whose registry it is, or how it is mounted."""
+        why = "is mounted so: read-only file system" if self.top.readonly else f"belongs to uid {self.top.owner}"
+        return ReadOnly(f"{ReadOnly.default}: {self.top.path} {why}")
 
     # Reading, without any lock.
 
@@ -297,7 +302,7 @@ class Place:
     def lock_key(self, stripe: int, deadline: float | None) -> _locks.Held:
         """Waits for K of a stripe. Gone, Timeout."""
         if self.w is None:
-            raise ReadOnly()
+            raise self.read_only()
         with self._mu:
             queue = self.queues.setdefault(stripe, _locks.KeyQueue())
         with self._alive():
@@ -323,7 +328,7 @@ class Place:
         Timeout at the deadline; without wait at once. Gone: the registry was deleted.
         """
         if self.w is None:
-            raise ReadOnly()
+            raise self.read_only()
         held: _locks.Held | None = None
         t: Tx | None = None
         try:

@@ -151,10 +151,8 @@ class Registry:
                 self.dir, create=create, slots=self._slots, mode=self._mode, budget=self._budget, trust=self._trust
             )
             self._cannot_write = None
-            if p.top.owner != os.geteuid():
-                self._cannot_write = ReadOnly(
-                    f"this user may read here, not write: {self.dir} belongs to uid {p.top.owner}"
-                )
+            if p.top.owner != os.geteuid() or p.top.readonly:
+                self._cannot_write = p.read_only()
             else:
                 try:
                     p.probe()
