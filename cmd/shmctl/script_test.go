@@ -44,6 +44,7 @@ func TestMain(m *testing.M) {
 		"on-pty":    onPTY,
 		"unloaded":  unloaded,
 		"gone":      gone,
+		"looking":   looking,
 		"state":     state,
 		"scrape":    scrape,
 		"conforms":  conforms,
@@ -414,6 +415,23 @@ func state() {
 	if err != nil {
 		fmt.Fprintln(os.Stderr, err)
 		os.Exit(1)
+	}
+}
+
+// looking ARGS... waits until a process with these arguments has mapped a table: by then
+// it listens to signals.
+func looking() {
+	args := strings.Join(os.Args[1:], "\x00") + "\x00"
+	for {
+		paths, _ := filepath.Glob("/proc/[0-9]*/cmdline")
+		for _, path := range paths {
+			b, _ := os.ReadFile(path)
+			maps, _ := os.ReadFile(filepath.Join(filepath.Dir(path), "maps"))
+			if string(b) == args && strings.Contains(string(maps), registry.DefaultDir()+"/v1/"+layout.TableFile) {
+				return
+			}
+		}
+		time.Sleep(time.Millisecond)
 	}
 }
 

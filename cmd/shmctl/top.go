@@ -355,7 +355,10 @@ func (m *topModel) Update(msg tea.Msg) (tea.Model, tea.Cmd) {
 	case tea.WindowSizeMsg:
 		m.width, m.height = msg.Width, msg.Height
 	case topSample:
-		if m.err = msg.err; m.err != nil {
+		if msg.err != nil {
+			m.err = msg.err
+		}
+		if m.err != nil { // of this sample, or of the terminal a moment ago
 			return m, tea.Quit
 		}
 		m.doc = msg.doc
