@@ -10,6 +10,7 @@ import (
 	"flag"
 	"fmt"
 	"io"
+	"io/fs"
 	"os"
 	"path/filepath"
 	"runtime/debug"
@@ -184,6 +185,9 @@ func (o *overcommit) runTrace(ctx context.Context, tr trace, length time.Duratio
 	out := &outcome{Trace: tr, Seconds: took.Seconds(), Budget: e.budget, Bytes: all, Kills: kills, Violations: []string{}}
 	for n := range c.next {
 		l, err := readWorker(c.journal(n), n)
+		if errors.Is(err, fs.ErrNotExist) {
+			continue // killed before it began
+		}
 		if err != nil {
 			return nil, err
 		}
