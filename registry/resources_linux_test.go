@@ -664,3 +664,53 @@ func TestSmallFilesAreATypedError(t *testing.T) {
 		noErr(t, m.Close())
 	}
 }
+
+// closedStreams: dir, and a source. It closes its standard streams once the registry is
+// open, and writes there all the same.
+var closedStreams = child("closed-streams", func(args []string) error {
+	r, err := Open(args[0], nil)
+	if err != nil {
+		return err
+	}
+	fmt.Println("open")
+	for fd := range 3 {
+		if err := unix.Close(fd); err != nil {
+			return err
+		}
+	}
+	go func() {
+		for noise := []byte(strings.Repeat("noise", 100)); ; {
+			for fd := range 3 {
+				_, _ = unix.Write(fd, noise)
+			}
+		}
+	}()
+	for i := range 10 {
+		m, err := r.GetOrLoad(ctxb, fmt.Sprint("k", i), Source{Path: args[1]})
+		if err != nil {
+			os.Exit(1)
+		}
+		if err := m.Close(); err != nil {
+			os.Exit(2)
+		}
+	}
+	os.Exit(7)
+	return nil
+})
+
+func TestClosedStandardStreams(t *testing.T) {
+	r := newRegistry(t, nil)
+	files := map[string][]byte{"w.bin": randomBytes(1, 5*mib+7)}
+	src := folderSource(t, files)
+	p := proctest.Start(t, closedStreams, r.Dir(), src.Path)
+	p.Line(t)
+	if code := p.Wait(); code != 7 {
+		t.Errorf("the program ended with %d", code)
+	}
+	for i := range 10 {
+		m := mustGet(t, r, fmt.Sprint("k", i))
+		wantFiles(t, m, files)
+		noErr(t, m.Verify(ctxb))
+		noErr(t, m.Close())
+	}
+}

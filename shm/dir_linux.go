@@ -415,9 +415,17 @@ func openat(at int, name string, flags int, perm uint32) (fd int, err error) {
 	for {
 		fd, err = unix.Openat(at, name, flags, perm)
 		if !errors.Is(err, unix.EINTR) {
-			return fd, err
+			break
 		}
 	}
+	// A program that has closed its standard streams may hold a library that writes
+	// there all the same: not into a table or a model.
+	if err == nil && fd <= 2 && flags&unix.O_ACCMODE != unix.O_RDONLY {
+		low := fd
+		fd, err = unix.FcntlInt(uintptr(low), unix.F_DUPFD_CLOEXEC, 3)
+		unix.Close(low)
+	}
+	return fd, err
 }
 
 func pathErr(op, path string, err error) error {

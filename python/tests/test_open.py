@@ -349,3 +349,31 @@ def test_read_only_mount(reg: onecopy.Registry, start: Any, shm: str, tmp_path: 
             assert ro.get_or_load("slow", lambda: 8, fallback="raise") == 7
     finally:
         subprocess.run(["umount", "-l", view], check=True)
+
+
+def test_closed_standard_streams(reg: onecopy.Registry, start: Any, tmp_path: pathlib.Path) -> None:
+    """A daemon has closed them, and a library in it writes there all the same."""
+    data = os.urandom((5 << 20) + 7)
+    (tmp_path / "w.bin").write_bytes(data)
+    child = start(
+        "import threading\n"
+        "onecopy.gc()\n"  # opens the registry, whose folders would take the numbers
+        "for fd in range(3): os.close(fd)\n"
+        "def noise():\n"
+        "    while True:\n"
+        "        for fd in range(3):\n"
+        "            try: os.write(fd, b'noise' * 100)\n"
+        "            except OSError: pass\n"
+        "threading.Thread(target=noise, daemon=True).start()\n"
+        "for n in range(10):\n"
+        "    onecopy.open(f'k{n}', sys.argv[1], fallback='raise').close()\n"
+        "os._exit(7)\n",
+        str(tmp_path / "w.bin"),
+    )
+    assert child.wait() == 7
+    assert reg.check(data=True) == []
+    for n in range(10):
+        with reg.get(f"k{n}") as m:
+            assert m["w.bin"] == data
+    del m
+    gc.collect()

@@ -17,6 +17,19 @@ _DIR_FLAGS = os.O_RDONLY | getattr(os, "O_DIRECTORY", 0) | getattr(os, "O_NOFOLL
 FILE_FLAGS = getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_CLOEXEC", 0)
 
 
+def above_streams(fd: int) -> int:
+    """fd, or a duplicate: never the number of a standard stream. A program that has closed those may
+    hold a library that writes there all the same: not into a table or a model."""
+    if fd > 2:
+        return fd
+    import fcntl
+
+    try:
+        return fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, 3)
+    finally:
+        os.close(fd)
+
+
 class Dir:
     """An open directory. ``owner`` is the only uid that may write in it."""
 
@@ -57,7 +70,7 @@ class Dir:
         OSError keeps its errno, so that callers can tell a missing file.
         """
         try:
-            fd = os.open(name, flags | FILE_FLAGS, dir_fd=self.fd)
+            fd = above_streams(os.open(name, flags | FILE_FLAGS, dir_fd=self.fd))
         except OSError as e:
             if e.errno == errno.ELOOP:
                 raise _untrusted(self.join(name), "is a symbolic link") from None
@@ -164,7 +177,7 @@ class Dir:
     def anonymous(self, name: str) -> int:
         """A file of this tmpfs that no name leads to, open for reading and writing."""
         try:
-            return os.open(".", os.O_TMPFILE | os.O_RDWR | os.O_CLOEXEC, 0o600, dir_fd=self.fd)
+            return above_streams(os.open(".", os.O_TMPFILE | os.O_RDWR | os.O_CLOEXEC, 0o600, dir_fd=self.fd))
         except OSError as e:
             dead = e.errno == errno.ENOENT and os.fstat(self.fd).st_nlink == 0
             if e.errno in (errno.EOPNOTSUPP, errno.EISDIR, errno.ENOENT) and not dead:
