@@ -279,7 +279,7 @@ func Hint(err error) string {
 	case errors.Is(err, ErrLoadFailed):
 		return "look for the killer (dmesg, the cgroup's memory.events), then try again"
 	case errors.Is(err, syscall.EROFS):
-		return "load it where the registry's tmpfs is mounted writable"
+		return "do it where the registry's tmpfs is mounted writable"
 	case errors.Is(err, ErrReadOnly):
 		return "only the user who owns the registry can load or remove models in it"
 	case errors.Is(err, ErrUntrusted):
