@@ -665,18 +665,34 @@ func TestSmallFilesAreATypedError(t *testing.T) {
 	}
 }
 
-// closedStreams: dir, and a source. It closes its standard streams once the registry is
-// open, and writes there all the same.
+// closedStreams: dir, a source, and what it does. It closes its standard streams once the
+// registry is open, and writes there all the same; or it closes them before, and opens
+// them again afterwards.
 var closedStreams = child("closed-streams", func(args []string) error {
+	closeThem := func() {
+		for fd := range 3 {
+			_ = unix.Close(fd)
+		}
+	}
+	if args[2] == "before" {
+		closeThem()
+	}
 	r, err := Open(args[0], nil)
 	if err != nil {
 		return err
 	}
-	fmt.Println("open")
-	for fd := range 3 {
-		if err := unix.Close(fd); err != nil {
-			return err
+	if args[2] == "before" {
+		null, err := unix.Open("/dev/null", unix.O_RDWR, 0)
+		for fd := range 3 {
+			if fd != null {
+				err = errors.Join(err, unix.Dup3(null, fd, 0))
+			}
 		}
+		if err != nil {
+			os.Exit(3)
+		}
+	} else {
+		closeThem()
 	}
 	go func() {
 		for noise := []byte(strings.Repeat("noise", 100)); ; {
@@ -699,18 +715,20 @@ var closedStreams = child("closed-streams", func(args []string) error {
 })
 
 func TestClosedStandardStreams(t *testing.T) {
-	r := newRegistry(t, nil)
-	files := map[string][]byte{"w.bin": randomBytes(1, 5*mib+7)}
-	src := folderSource(t, files)
-	p := proctest.Start(t, closedStreams, r.Dir(), src.Path)
-	p.Line(t)
-	if code := p.Wait(); code != 7 {
-		t.Errorf("the program ended with %d", code)
-	}
-	for i := range 10 {
-		m := mustGet(t, r, fmt.Sprint("k", i))
-		wantFiles(t, m, files)
-		noErr(t, m.Verify(ctxb))
-		noErr(t, m.Close())
+	for _, when := range []string{"before", "after"} {
+		t.Run(when, func(t *testing.T) {
+			r := newRegistry(t, nil)
+			files := map[string][]byte{"w.bin": randomBytes(1, 5*mib+7)}
+			p := proctest.Start(t, closedStreams, r.Dir(), folderSource(t, files).Path, when)
+			if code := p.Wait(); code != 7 {
+				t.Errorf("the program ended with %d", code)
+			}
+			for i := range 10 {
+				m := mustGet(t, r, fmt.Sprint("k", i))
+				wantFiles(t, m, files)
+				noErr(t, m.Verify(ctxb))
+				noErr(t, m.Close())
+			}
+		})
 	}
 }

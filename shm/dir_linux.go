@@ -411,16 +411,27 @@ func (d *Dir) Free() (free, size int64, err error) {
 	return int64(st.Bavail) * st.Bsize, int64(st.Blocks) * st.Bsize, nil
 }
 
+// openat never returns the number of a standard stream. A program that has closed those
+// may hold a library that writes there all the same: not into a table or a model. Or it
+// opens them again.
 func openat(at int, name string, flags int, perm uint32) (fd int, err error) {
+	if flags&unix.O_ACCMODE != unix.O_RDONLY {
+		// Not for a moment either: another thread may write in between.
+		for fd := range 3 {
+			if _, err := unix.FcntlInt(uintptr(fd), unix.F_GETFD, 0); errors.Is(err, unix.EBADF) {
+				if null, err := unix.Open("/dev/null", unix.O_RDONLY|unix.O_CLOEXEC, 0); err == nil {
+					defer unix.Close(null)
+				}
+			}
+		}
+	}
 	for {
 		fd, err = unix.Openat(at, name, flags, perm)
 		if !errors.Is(err, unix.EINTR) {
 			break
 		}
 	}
-	// A program that has closed its standard streams may hold a library that writes
-	// there all the same: not into a table or a model.
-	if err == nil && fd <= 2 && flags&unix.O_ACCMODE != unix.O_RDONLY {
+	if err == nil && fd <= 2 {
 		low := fd
 		fd, err = unix.FcntlInt(uintptr(low), unix.F_DUPFD_CLOEXEC, 3)
 		unix.Close(low)

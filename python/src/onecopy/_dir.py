@@ -17,9 +17,21 @@ _DIR_FLAGS = os.O_RDONLY | getattr(os, "O_DIRECTORY", 0) | getattr(os, "O_NOFOLL
 FILE_FLAGS = getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_CLOEXEC", 0)
 
 
-def above_streams(fd: int) -> int:
-    """fd, or a duplicate: never the number of a standard stream. A program that has closed those may
-    hold a library that writes there all the same: not into a table or a model."""
+def _open(name: str, flags: int, mode: int = 0o600, dir_fd: int | None = None) -> int:
+    """os.open, but never the number of a standard stream. A program that has closed those may hold a
+    library that writes there all the same: not into a table or a model. Or it opens them again."""
+    held = []
+    try:
+        if flags & (os.O_RDWR | os.O_WRONLY):
+            for fd in range(3):  # not for a moment either: another thread may write in between
+                try:
+                    os.get_inheritable(fd)
+                except OSError:
+                    held.append(os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC))
+        fd = os.open(name, flags, mode, dir_fd=dir_fd)
+    finally:
+        for null in held:
+            os.close(null)
     if fd > 2:
         return fd
     import fcntl
@@ -70,7 +82,7 @@ class Dir:
         OSError keeps its errno, so that callers can tell a missing file.
         """
         try:
-            fd = above_streams(os.open(name, flags | FILE_FLAGS, dir_fd=self.fd))
+            fd = _open(name, flags | FILE_FLAGS, dir_fd=self.fd)
         except OSError as e:
             if e.errno == errno.ELOOP:
                 raise _untrusted(self.join(name), "is a symbolic link") from None
@@ -177,7 +189,7 @@ class Dir:
     def anonymous(self, name: str) -> int:
         """A file of this tmpfs that no name leads to, open for reading and writing."""
         try:
-            return above_streams(os.open(".", os.O_TMPFILE | os.O_RDWR | os.O_CLOEXEC, 0o600, dir_fd=self.fd))
+            return _open(".", os.O_TMPFILE | os.O_RDWR | os.O_CLOEXEC, 0o600, dir_fd=self.fd)
         except OSError as e:
             dead = e.errno == errno.ENOENT and os.fstat(self.fd).st_nlink == 0
             if e.errno in (errno.EOPNOTSUPP, errno.EISDIR, errno.ENOENT) and not dead:
@@ -237,7 +249,7 @@ def _open_dir(at: int | None, name: str, path: str, perm: int, create: bool, tru
             except FileExistsError:
                 pass
         try:
-            fd = os.open(name, _DIR_FLAGS, dir_fd=at)
+            fd = _open(name, _DIR_FLAGS, dir_fd=at)
         except PermissionError:
             # Our own directory with a mode that shuts us out: made under a hostile
             # umask by a process that died before it could set the mode.
@@ -245,7 +257,7 @@ def _open_dir(at: int | None, name: str, path: str, perm: int, create: bool, tru
             if not (create and st.st_uid == os.geteuid() and stat.S_ISDIR(st.st_mode)):
                 raise
             os.chmod(name, perm, dir_fd=at)
-            fd = os.open(name, _DIR_FLAGS, dir_fd=at)
+            fd = _open(name, _DIR_FLAGS, dir_fd=at)
     except FileNotFoundError:
         raise
     except OSError as e:
