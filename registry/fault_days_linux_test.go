@@ -72,10 +72,10 @@ var badDays = []badDay{
 	{name: "quota used up within a window", rules: onSegment("pwrite64", 20, syscall.EDQUOT), want: "ErrNoSpace"},
 	{name: "source cannot be read in the middle", rules: onSource("pread64", "", 10, syscall.EIO, true), want: "ErrSource"},
 	{name: "source cannot be read once", rules: onSource("pread64", "", 12, syscall.EIO, false), want: "ErrSource"},
-	{name: "source cannot be read past the cache", cold: true, rules: onSource("pread64", "", 5, syscall.EIO, true), want: "ErrSource"},
+	{name: "source cannot be read past the cache", cold: true, rules: onSource("pread64", "DIRECT", 5, syscall.EIO, true), want: "ErrSource"},
 	{name: "source is replaced by another file", how: "rename"},
 	{name: "O_DIRECT refused at the open", cold: true, rules: onSource("openat", "RDONLY|DIRECT", 1, syscall.EINVAL, true), fill: notDirect},
-	{name: "O_DIRECT refused at the first read", cold: true, rules: onSource("pread64", "", 1, syscall.EINVAL, false)},
+	{name: "O_DIRECT refused at the first read", cold: true, rules: onSource("pread64", "DIRECT", 1, syscall.EINVAL, false)},
 	{name: "kernel without RWF_NOWAIT", cold: true, rules: onSource("preadv2", "NOWAIT", 1, syscall.EOPNOTSUPP, true), fill: notDirect},
 	{name: "no file leases", rules: []faultinject.Rule{{Call: faultinject.Call{Name: "fcntl", Detail: "SETLEASE", Target: "segment", N: 1}, Errno: syscall.EINVAL, Always: true}}, want: "Unsupported"},
 }

@@ -143,6 +143,9 @@ func (t *tracer) describe(nr uint64, args [6]uint64) (c Call, ok bool) {
 	if d.detail != nil {
 		c.Detail = d.detail(args)
 	}
+	if nr == unix.SYS_PREAD64 && t.isDirect(int(int32(args[0]))) {
+		c.Detail = "DIRECT"
+	}
 	return c, c.Target != ""
 }
 
@@ -155,6 +158,15 @@ func heap(size uint64) bool { return size == 64<<20 || size == 128<<20 }
 func (t *tracer) fdPath(fd int) string {
 	to, _ := os.Readlink(fmt.Sprintf("/proc/%d/fd/%d", t.pid, fd))
 	return to
+}
+
+// isDirect reports whether a descriptor reads past the page cache.
+func (t *tracer) isDirect(fd int) bool {
+	info, _ := os.ReadFile(fmt.Sprintf("/proc/%d/fdinfo/%d", t.pid, fd))
+	_, rest, _ := strings.Cut(string(info), "flags:")
+	line, _, _ := strings.Cut(rest, "\n")
+	flags, _ := strconv.ParseUint(strings.TrimSpace(line), 8, 64)
+	return flags&unix.O_DIRECT != 0
 }
 
 // resolve puts a path together from a directory's descriptor and the rest, and
