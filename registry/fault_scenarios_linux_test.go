@@ -154,6 +154,23 @@ func orphan(t *testing.T, r *Registry, key string) {
 	writeFile(t, v1(r.Dir(), layout.ModelsDir, layout.GenName(i.Epoch, 999), "m", "sub", "w.bin"), randomBytes(1, 5000))
 }
 
+// leftByTheDead leaves something of every kind to the collector.
+func leftByTheDead(t *testing.T, r *Registry) {
+	t.Helper()
+	orphan(t, r, "gone")
+	loaded(t, r, "evicting", small("1"))
+	loaded(t, r, "loading", small("1"))
+	dead(t, r, "evicting", layout.Evicting)
+	dead(t, r, "loading", layout.Loading)
+}
+
+// nearlyFull leaves room in a budget of 300,000 bytes only if "old" is evicted.
+func nearlyFull(t *testing.T, r *Registry) {
+	t.Helper()
+	loaded(t, r, "old", madeSource("1", map[string][]byte{"w.bin": randomBytes(1, 200_000)}))
+	noErr(t, r.Pin(ctxb, "keep"))
+}
+
 // oneFile is the source w.bin. It is made when it is asked for: every process of
 // these tests has this list.
 func oneFile(seed byte, n int) func() map[string][]byte {
@@ -306,14 +323,8 @@ var faultScenarios = []faultScenario{
 		},
 	},
 	{
-		name: "gc",
-		prepare: func(t *testing.T, r *Registry) {
-			orphan(t, r, "gone")
-			loaded(t, r, "evicting", small("1"))
-			loaded(t, r, "loading", small("1"))
-			dead(t, r, "evicting", layout.Evicting)
-			dead(t, r, "loading", layout.Loading)
-		},
+		name:    "gc",
+		prepare: leftByTheDead,
 		act: func(f *faulted) {
 			_, err := f.r.GC(ctxb)
 			f.did("GC", err)
@@ -329,12 +340,7 @@ var faultScenarios = []faultScenario{
 	},
 	{
 		name: "evict", budget: 300_000,
-		prepare: func(t *testing.T, r *Registry) {
-			loaded(t, r, "old", madeSource("1", map[string][]byte{"w.bin": randomBytes(1, 200_000)}))
-			if err := r.Pin(ctxb, "keep"); err != nil {
-				t.Fatal(err)
-			}
-		},
+		prepare: nearlyFull,
 		act: func(f *faulted) {
 			want := map[string][]byte{"w.bin": randomBytes(2, 200_000)}
 			src := madeSource("1", want)
@@ -450,20 +456,11 @@ var pythonScenarios = []faultScenario{
 		loaded(t, r, "k", small("1"))
 		dead(t, r, "k", layout.Loading)
 	}},
-	{name: "evict", source: oneFile(2, 200_000), act: loadAgain, budget: 300_000, prepare: func(t *testing.T, r *Registry) {
-		loaded(t, r, "old", madeSource("1", map[string][]byte{"w.bin": randomBytes(1, 200_000)}))
-		noErr(t, r.Pin(ctxb, "keep"))
-	}},
+	{name: "evict", source: oneFile(2, 200_000), act: loadAgain, budget: 300_000, prepare: nearlyFull},
 	{name: "object", act: objectAgain},
 	{name: "writer", act: objectAgain},
 	{name: "remove", source: someFiles, loaded: true, act: loadAgain},
-	{name: "gc", act: func(*faulted) {}, prepare: func(t *testing.T, r *Registry) {
-		orphan(t, r, "gone")
-		loaded(t, r, "evicting", small("1"))
-		loaded(t, r, "loading", small("1"))
-		dead(t, r, "evicting", layout.Evicting)
-		dead(t, r, "loading", layout.Loading)
-	}},
+	{name: "gc", act: func(*faulted) {}, prepare: leftByTheDead},
 	{name: "check", source: someFiles, loaded: true, act: loadAgain},
 	{name: "look", source: someFiles, loaded: true, act: loadAgain},
 	{name: "policy", source: someFiles, loaded: true, act: loadAgain},

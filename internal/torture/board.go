@@ -99,7 +99,7 @@ func (b *board) deathOf(pid int) (at int64, ok bool) {
 	return 0, false
 }
 
-// owner is the word of a load lock. Only who has the lock changes it.
+// owner is the word of a load lock: who takes the lock puts his number there.
 func (b *board) owner(stripe int) *atomic.Uint64 {
 	return &b.words[b.slots*lineWords+1+2*ringDeaths+stripe]
 }

@@ -14,7 +14,7 @@ from . import _table as T
 from ._attach import read_manifest
 from ._names import gen_name, parse_gen_name, quote
 from ._place import Place
-from ._remove import in_the_making
+from ._remove import has_manifest
 from .errors import Busy, Corrupt, Error, NotFound, ReadOnly, Timeout, Untrusted, VersionMismatch, from_os
 
 if TYPE_CHECKING:
@@ -82,6 +82,10 @@ def check(r: Registry, p: Place, key: str | None, data: bool) -> list[Problem]:
     return c.problems
 
 
+def _why(e: OSError | Error, what: str, path: str) -> str:
+    return str(e if isinstance(e, Error) else from_os(e, what, path))
+
+
 def _named(repair: str, key: str) -> str:
     """Puts the key into a command, so that it can be pasted."""
     if not key:
@@ -96,9 +100,9 @@ class _Checker:
         self.p, self.only = p, only
         self.problems: list[Problem] = []
 
-    def add(self, kind: str, key: str, path: str, repair: str, text: str) -> None:
+    def add(self, kind: str, key: str, path: str, repair: str, text: str, note: bool = False) -> None:
         if self.only is None or key == self.only:
-            self.problems.append(Problem(kind, key, path, text, _named(repair, key)))
+            self.problems.append(Problem(kind, key, path, text, _named(repair, key), note))
 
     def structure(self, t: T.Table) -> None:
         p, m = self.p, self.p.m
@@ -115,10 +119,9 @@ class _Checker:
                 continue
             if n[0] == "v" and n[1:].isascii() and n[1:].isdigit():
                 text = "holds another layout version: it is neither read nor counted here"
-                if self.only is None:
-                    self.problems.append(Problem("version", "", p.top.join(n), text, "", True))
-                continue
-            self.add("leftover", "", p.top.join(n), _NAME, "belongs to no layout version")
+                self.add("version", "", p.top.join(n), "", text, note=True)
+            else:
+                self.add("leftover", "", p.top.join(n), _NAME, "belongs to no layout version")
         self.lock_files()
         names = set(m.names())
         used: set[int] = set()
@@ -129,7 +132,7 @@ class _Checker:
             gen, state = T.gen_of(w), T.state_of(w)
             used.add(gen)
             if state == L.LOADING:
-                if self.key_free(key):
+                if self.p.key_free(key):
                     self.add("loading", key, path, _GC, f"slot {slot}: its loader died")
             elif state == L.EVICTING:
                 self.add("evicting", key, path, _GC, f"slot {slot}: its remover died")
@@ -142,7 +145,7 @@ class _Checker:
                     )  # fmt: skip
                     continue
                 self.generation(key, gen)
-                if t.hint(slot, T.LOAD_START) and self.key_free(key):
+                if t.hint(slot, T.LOAD_START) and self.p.key_free(key):
                     self.add("loading", key, path, _GC, f"slot {slot}: the loader of a replacement died")
         for n in names:
             parsed = parse_gen_name(n)
@@ -154,7 +157,7 @@ class _Checker:
                 except FileNotFoundError:
                     continue  # removed since
                 except OSError as e:
-                    why = e if isinstance(e, Untrusted) else from_os(e, "open", m.join(n))
+                    why = _why(e, "open", m.join(n))
                     self.add("leftover", "", m.join(n), _GC, f"no slot names this generation: {why}")
                     continue
                 try:
@@ -163,15 +166,16 @@ class _Checker:
                 finally:
                     os.close(fd)
             elif parsed is None or not (
-                gen_name(parsed[0], parsed[1]) + L.MANIFEST_EXT in names or in_the_making(p, parsed[0], parsed[1])
-            ):
+                (stem := gen_name(parsed[0], parsed[1])) + L.MANIFEST_EXT in names or has_manifest(p, stem)
+            ):  # nor in the making: linked after the listing passed its place
                 self.add("leftover", "", m.join(n), _GC, "belongs to no generation")
 
     def lock_files(self) -> None:
         """Looks for lock files that nobody can lock: a load of their keys would fail."""
         w = self.p.w
-        for n in w.names() if w is not None else ():
-            assert w is not None
+        if w is None:
+            return
+        for n in w.names():
             try:
                 st = w.stat(n)
             except OSError:
@@ -209,14 +213,6 @@ class _Checker:
             time.sleep(0.001 * (1 << 2 * attempt))
         return True
 
-    def key_free(self, key: str) -> bool:
-        """Whether nobody holds the load lock of key."""
-        held = self.p.try_key(T.stripe(key))
-        if held is None:
-            return False
-        held.unlock()
-        return True
-
     def generation(self, key: str, gen: int) -> None:
         p, m = self.p, self.p.m
         name = gen_name(p.ident.epoch, gen)
@@ -226,15 +222,10 @@ class _Checker:
                 man, _ = read_manifest(p, fd, name + L.MANIFEST_EXT)
             finally:
                 os.close(fd)
-        except Untrusted as e:  # nothing here opens it, not even to remove it
-            self.add("manifest", key, m.join(name + L.MANIFEST_EXT), _UNLINK, str(e))
-            return
-        except (Corrupt, VersionMismatch) as e:
-            self.add("manifest", key, m.join(name + L.MANIFEST_EXT), _RELOAD, str(e))
-            return
-        except OSError as e:
-            text = str(from_os(e, "open", m.join(name + L.MANIFEST_EXT)))
-            self.add("manifest", key, m.join(name + L.MANIFEST_EXT), _RELOAD, text)
+        except (OSError, Error) as e:
+            path = m.join(name + L.MANIFEST_EXT)
+            # What is untrusted nothing here opens, not even to remove it.
+            self.add("manifest", key, path, _UNLINK if isinstance(e, Untrusted) else _RELOAD, _why(e, "open", path))
             return
         if (man.key, man.generation, man.epoch) != (key, gen, p.ident.epoch):
             self.add(
@@ -254,7 +245,7 @@ class _Checker:
                 self.add("payload", key, m.join(path), _RELOAD, "missing: a third party deleted it")
                 continue
             except OSError as e:
-                self.add("payload", key, m.join(path), _RELOAD, str(from_os(e, "stat", m.join(path))))
+                self.add("payload", key, m.join(path), _RELOAD, _why(e, "stat", m.join(path)))
                 continue
             if not stat.S_ISREG(st.st_mode):
                 self.add("payload", key, m.join(path), _RELOAD, "is no regular file")

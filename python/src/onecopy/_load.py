@@ -194,7 +194,7 @@ class Loader:
             elif state == L.LOADING:
                 # K is ours and bury_stripe has seen this slot: a stranger's bytes.
                 gone += R.bury(t, f.slot, f.word)
-            elif not R.has_manifest(t, f.word):
+            elif not R.has_manifest(self.place, t.gen_name(f.word)):
                 R.free(t, f.slot, f.word)
             elif not self.replace or (self.busy and R.can_lease(t, f.word)):
                 raise Again  # busy: it was an evictor that looked at many models

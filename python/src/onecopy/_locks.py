@@ -7,16 +7,14 @@ the process that took a lock unlocks it; a child of fork closes its copy.
 
 from __future__ import annotations
 
-import errno
 import os
 import stat
 import threading
 import time
 from collections import deque
 
-from . import _sys
 from ._dir import FILE_FLAGS, Dir
-from .errors import Timeout, Unsupported, Untrusted
+from .errors import Timeout, Untrusted
 
 try:
     import fcntl
@@ -124,25 +122,12 @@ def acquire(d: Dir, name: str, create: bool, block: bool) -> Held | None:
 
 
 def _create(d: Dir, name: str) -> None:
-    # Mode before name: a process killed in between must not leave a lock that
-    # nobody can open.
     try:
-        fd = os.open(".", os.O_TMPFILE | os.O_RDWR | os.O_CLOEXEC, 0o600, dir_fd=d.fd)
-    except FileNotFoundError:
-        raise Gone from None
-    except OSError as e:
-        if e.errno not in (errno.EOPNOTSUPP, errno.EISDIR):
-            raise
-        raise Unsupported(f"lock {d.join(name)}: unsupported: no anonymous files (O_TMPFILE): {e.strerror}") from e
-    try:
-        os.fchmod(fd, 0o600)
-        _sys.linkat(fd, d.fd, name)
+        d.create(name, b"", 0o600)
     except FileExistsError:
         pass  # theirs is as good
     except FileNotFoundError:
         raise Gone from None
-    finally:
-        os.close(fd)
 
 
 def poll(d: Dir, name: str, create: bool, deadline: float | None) -> Held:

@@ -299,6 +299,14 @@ class Place:
         with self._alive():
             return _locks.acquire(self.w, L.STRIPE_LOCK % stripe, self.mine, False)
 
+    def key_free(self, key: str) -> bool:
+        """Whether nobody holds the load lock of key: who has begun to load it is dead."""
+        held = self.try_key(T.stripe(key))
+        if held is None:
+            return False
+        held.unlock()
+        return True
+
     def lock_key(self, stripe: int, deadline: float | None) -> _locks.Held:
         """Waits for K of a stripe. Gone, Timeout."""
         if self.w is None:

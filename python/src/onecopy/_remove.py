@@ -52,10 +52,10 @@ def remove_all(p: Place, gone: list[Removal]) -> int:
     return freed
 
 
-def has_manifest(t: Tx, word: int) -> bool:
-    """Whether the manifest of a READY slot is still linked."""
+def has_manifest(p: Place, stem: str) -> bool:
+    """Whether the manifest of a generation is linked."""
     try:
-        t.p.m.stat(t.gen_name(word) + L.MANIFEST_EXT)
+        p.m.stat(stem + L.MANIFEST_EXT)
     except FileNotFoundError:
         return False
     return True
@@ -328,11 +328,7 @@ def _promised(t: Tx, slot: int) -> bool:
     key = t.key(slot)
     if key is None or not (t.hint(slot, T.PROMISED) or t.hint(slot, T.RESERVED)):
         return False
-    held = t.p.try_key(T.stripe(key))
-    if held is None:
-        return True
-    held.unlock()
-    return False
+    return not t.p.key_free(key)
 
 
 class Demand(NamedTuple):
@@ -549,7 +545,7 @@ def _collect(t: Tx, gone: list[Removal]) -> tuple[int, int, int, int]:
         if state == L.EVICTING:
             gone += reclaim(t, slot, w)
             reclaimed += 1
-        elif state == L.READY and not has_manifest(t, w):
+        elif state == L.READY and not has_manifest(t.p, t.gen_name(w)):
             free(t, slot, w)
             reclaimed += 1
             _crash.hit("collect.slot")
@@ -612,24 +608,14 @@ def _collect_unnamed(t: Tx, gone: list[Removal]) -> tuple[int, int]:
             stem = gen_name(parsed[0], parsed[1])
             if stem in keep or stem in doomed or (parsed[0] == epoch and parsed[1] in used):
                 continue
-            if parsed[2] == L.MANIFEST_EXT or in_the_making(t.p, parsed[0], parsed[1]):
-                continue
+            if parsed[2] == L.MANIFEST_EXT or has_manifest(t.p, stem):
+                continue  # in the making: it was linked after the listing passed its place
             doomed.add(stem)
             gone.append(Removal(stem, "collect"))
         else:  # nothing of this layout version has such a name
             gone.append(Removal(n, "collect"))
         leftovers += 1
     return orphans, leftovers
-
-
-def in_the_making(p: Place, epoch: int, gen: int) -> bool:
-    """Whether a generation has a manifest although a listing lacked it. A manifest is linked
-    first: it came after the listing had passed its place."""
-    try:
-        p.m.stat(gen_name(epoch, gen) + L.MANIFEST_EXT)
-    except OSError:
-        return False
-    return True
 
 
 def repair_generation(t: Tx) -> None:
@@ -654,7 +640,7 @@ def _disown(t: Tx) -> int:
     keys: dict[str, int] = {}
     gens: dict[int, int] = {}
     n = 0
-    for slot, w in list(t.in_use()):
+    for slot, w in t.in_use():
         key = t.key(slot)
         if key is None or t.insane(slot):
             continue
