@@ -400,18 +400,18 @@ def test_an_interrupt_leaves_no_lock(reg: onecopy.Registry, model: pathlib.Path,
 def test_an_interrupt_while_waiting_for_a_load_lock(reg: onecopy.Registry) -> None:
     """The helper thread goes on for the others, and gives away no lock to one who has left."""
     place = reg._here()
-    held = place.lock_key(1, None)
+    held = place.lock_key(1, None, lambda: None)
 
     timers: list[threading.Timer] = []
 
     def wait() -> None:
         timers.append(threading.Timer(0.02, held.unlock))
         timers[-1].start()
-        place.lock_key(1, time.monotonic() + 5).unlock()
+        place.lock_key(1, time.monotonic() + 5, lambda: None).unlock()
 
     for _ in interrupted(wait, _locks):
         timers.pop().join()  # a lock is one thread's at a time
-        held = place.lock_key(1, time.monotonic() + 5)
+        held = place.lock_key(1, time.monotonic() + 5, lambda: None)
     held.unlock()
 
 

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import concurrent.futures
 import os
 import pathlib
 import signal
 import subprocess
 import sys
+import time
 from typing import Any
 
 import pytest
@@ -66,6 +68,20 @@ def test_a_waiter_takes_over(reg: onecopy.Registry, start: Any, tmp_path: pathli
     assert waiters[lines.index("in")].line() == SUM
     assert calls.read_text() == "xx"
     assert reg.entries()[0].deaths == 0
+
+
+def test_waits_are_counted(reg: onecopy.Registry, start: Any) -> None:
+    """A wait for a load of another process is one, like that for another thread."""
+    loader = start("onecopy.get_or_load('k', lambda: (print('in', flush=True), time.sleep(600)))")
+    assert loader.line() == "in"
+    with concurrent.futures.ThreadPoolExecutor(1) as pool:
+        mine = pool.submit(reg.get_or_load, "k", lambda: [1])
+        while not reg.stats().waits:
+            time.sleep(0.001)
+        loader.kill()
+        assert mine.result() == [1]
+    s = reg.stats()
+    assert (s.waits, s.takeovers, s.loads) == (1, 1, 1)
 
 
 def test_no_death_march(reg: onecopy.Registry, start: Any) -> None:

@@ -47,8 +47,8 @@ class Status(NamedTuple):
 
 
 class Stats(NamedTuple):
-    """Counts of this process: answers from its own cache, attaches, loads, waits for another
-    process, loads begun after a loader died, and uses that fell back to private memory."""
+    """Counts of this process: answers from its own cache, attaches, loads, waits for a load of
+    another process or thread, loads begun after a loader died, and uses that fell back to private memory."""
 
     hits: int
     attaches: int

@@ -428,6 +428,7 @@ def load(
     place: Place, key: str, source: Source, deadline: float | None, load_timeout: float,
     threads: int, progress: Callable[[int, int], None] | None, accept: Callable[[Attachment, Source], None],
     attach: Callable[[Place, str], Attachment], reload: Callable[[Exception, Source], bool],
+    waits: Callable[[], None],
 ) -> tuple[Attachment, Loader | None]:  # fmt: skip
     """Returns with the key's model, loaded by this call or by somebody else while it waited.
 
@@ -435,7 +436,7 @@ def load(
     """
     plan = source.survey()
     begun = time.monotonic()
-    held = place.lock_key(T.stripe(key), _at_most(load_timeout, deadline))
+    held = place.lock_key(T.stripe(key), _at_most(load_timeout, deadline), waits)
     try:
         _crash.hit("load.lock-key")
         replace, busy = source.replace, False

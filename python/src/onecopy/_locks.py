@@ -12,6 +12,7 @@ import stat
 import threading
 import time
 from collections import deque
+from collections.abc import Callable
 
 from ._dir import FILE_FLAGS, Dir
 from .errors import Timeout, Untrusted
@@ -187,11 +188,13 @@ class KeyQueue:
         self._running = False
         self._waiting: deque[_Waiter] = deque()
 
-    def wait(self, d: Dir, name: str, create: bool, deadline: float | None) -> Held:
-        """Waits without using the processor; Timeout at the deadline, interruptible by signals."""
+    def wait(self, d: Dir, name: str, create: bool, deadline: float | None, waits: Callable[[], None]) -> Held:
+        """Waits without using the processor; Timeout at the deadline, interruptible by signals.
+        waits is called before, unless the lock is to be had at once."""
         held = acquire(d, name, create, False)
         if held is not None:
             return held
+        waits()
         me = _Waiter()
         try:
             with self._mu:

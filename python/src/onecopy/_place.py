@@ -8,7 +8,7 @@ import os
 import threading
 import time
 import weakref
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 from . import _crash, _locks, _sys
@@ -307,14 +307,14 @@ class Place:
         held.unlock()
         return True
 
-    def lock_key(self, stripe: int, deadline: float | None) -> _locks.Held:
-        """Waits for K of a stripe. Gone, Timeout."""
+    def lock_key(self, stripe: int, deadline: float | None, waits: Callable[[], None]) -> _locks.Held:
+        """Waits for K of a stripe; waits is called if somebody has it. Gone, Timeout."""
         if self.w is None:
             raise self.read_only()
         with self._mu:
             queue = self.queues.setdefault(stripe, _locks.KeyQueue())
         with self._alive():
-            return queue.wait(self.w, L.STRIPE_LOCK % stripe, self.mine, deadline)
+            return queue.wait(self.w, L.STRIPE_LOCK % stripe, self.mine, deadline, waits)
 
     @contextmanager
     def _alive(self) -> Iterator[None]:

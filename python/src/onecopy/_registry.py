@@ -263,7 +263,7 @@ class Registry:
             try:
                 a, job = load(
                     place, key, source, deadline, self._load_timeout, self._threads, progress,
-                    self._accept, self._attach, self._reload,
+                    self._accept, self._attach, self._reload, lambda: self._count("waits"),
                 )  # fmt: skip
                 if job is not None:
                     with self._mu:  # before the others look
