@@ -648,6 +648,50 @@ func TestForkStormDuringLoads(t *testing.T) {
 	storm.Wait()
 }
 
+// Signals that hit every thread again and again, as a profiler's do, spoil no load:
+// neither of a file, through the page cache or past it, nor of a function.
+func TestSignalStormDuringLoads(t *testing.T) {
+	r := newRegistry(t, nil)
+	stop := make(chan struct{})
+	var storm sync.WaitGroup
+	storm.Go(func() {
+		for {
+			select {
+			case <-stop:
+				return
+			default:
+			}
+			tasks, err := os.ReadDir("/proc/self/task")
+			if err != nil {
+				t.Error(err)
+				return
+			}
+			for _, task := range tasks {
+				tid, _ := strconv.Atoi(task.Name())
+				_ = unix.Tgkill(os.Getpid(), tid, unix.SIGURG) // the runtime's own, which it expects at any time
+			}
+		}
+	})
+	defer storm.Wait()
+	defer close(stop)
+	big := randomBytes(1, 20<<20)
+	file := fileSource(t, "w.bin", big)
+	for i, s := range []Source{file, file, madeSource("1", map[string][]byte{"w.bin": big, "x": []byte("x")})} {
+		if i == 0 {
+			dropFromCache(t, file.Path)
+		}
+		m := mustLoad(t, r, "k", s)
+		wantBytes(t, m, "w.bin", big)
+		if err := m.Verify(ctxb); err != nil {
+			t.Errorf("round %d: %v", i, err)
+		}
+		m.Close()
+		if err := r.Remove(ctxb, "k"); err != nil {
+			t.Errorf("round %d: %v", i, err)
+		}
+	}
+}
+
 // Nothing runs on when the calls are over, but who waits for a load lock.
 func TestNoGoroutineOutlivesItsCall(t *testing.T) {
 	r := newRegistry(t, nil)

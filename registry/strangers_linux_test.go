@@ -9,11 +9,55 @@ import (
 	"path/filepath"
 	"slices"
 	"testing"
+	"time"
 
 	"golang.org/x/sys/unix"
 
 	"github.com/onecopy/onecopy/internal/layout"
 )
+
+// A library in our own process that opens and closes files of others, and locks
+// them as POSIX does, takes nothing away: a lock of flock is the open description's.
+func TestNoisyNeighbour(t *testing.T) {
+	r := newRegistry(t, nil)
+	other, err := Open(r.Dir(), &Options{LoadTimeout: time.Millisecond})
+	must(t, err)
+	defer other.Close()
+	noise := func() {
+		files := 0
+		err := filepath.WalkDir(r.Dir(), func(path string, d fs.DirEntry, err error) error {
+			if err != nil || !d.Type().IsRegular() {
+				return err
+			}
+			f, err := os.Open(path)
+			if err != nil {
+				return err
+			}
+			for _, kind := range []int16{unix.F_RDLCK, unix.F_UNLCK} {
+				if err := unix.FcntlFlock(f.Fd(), unix.F_SETLK, &unix.Flock_t{Type: kind}); err != nil {
+					t.Errorf("%s: %v", path, err)
+				}
+			}
+			files++
+			return f.Close()
+		})
+		if err != nil || files < 2 {
+			t.Errorf("%d files, %v", files, err)
+		}
+	}
+	m := mustLoad(t, r, "k", one("w.bin", -1, func(f *FileWriter) error {
+		noise()
+		_, err := other.GetOrLoad(ctxb, "k", small("other"))
+		wantErr(t, err, ErrTimeout) // the load lock
+		_, err = f.Write([]byte("mine"))
+		return err
+	}))
+	noise()
+	wantErr(t, other.Remove(ctxb, "k"), ErrInUse) // the lease
+	wantBytes(t, m, "w.bin", []byte("mine"))
+	m.Close()
+	must(t, other.Remove(ctxb, "k"))
+}
 
 // The generation counter is one word that no checksum covers. Whoever changes it
 // costs nobody a model that is whole, and does not end all loads for ever.

@@ -138,6 +138,27 @@ def _wchans(pid: int) -> str:
     return out
 
 
+def test_signals_spoil_no_load(reg: onecopy.Registry, model: pathlib.Path) -> None:
+    """Those of a timer, as a profiler has one, with a handler that returns."""
+    ticks: list[int] = []
+    old = signal.signal(signal.SIGALRM, lambda number, frame: ticks.append(number))
+    signal.setitimer(signal.ITIMER_REAL, 1e-3, 2e-4)
+    try:
+        rounds = 0
+        while rounds < 10 or not ticks:
+            rounds += 1
+            value = reg.get_or_load(f"object-{rounds}", lambda: [bytes([rounds]) * (3 << 20)])
+            assert value == [bytes([rounds]) * (3 << 20)]
+            with reg.open("files", model, replace=True) as m:
+                assert m["a.bin"] == (model / "a.bin").read_bytes()
+                m.verify()
+            reg.gc()
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, old)
+    assert reg.check() == []
+
+
 def test_fork(reg: onecopy.Registry, start: Any, model: pathlib.Path) -> None:
     """A child has the parent's models and objects, but none of its locks."""
     code = """
