@@ -253,14 +253,8 @@ func TestSignalsDuringWait(t *testing.T) {
 	h := must(t)(lockfile.At(path).TryLock())
 	granted := waiting(t, path)
 	for range 200 {
-		tasks, err := os.ReadDir("/proc/self/task")
-		if err != nil {
+		if err := proctest.SignalThreads(); err != nil {
 			t.Fatal(err)
-		}
-		for _, task := range tasks {
-			tid, _ := strconv.Atoi(task.Name())
-			// What the runtime uses to preempt goroutines.
-			syscall.Tgkill(os.Getpid(), tid, syscall.SIGURG)
 		}
 	}
 	select {
@@ -282,18 +276,7 @@ func TestExecStorm(t *testing.T) {
 	if err != nil {
 		t.Skip(err)
 	}
-	var stop atomic.Bool
-	var spawners sync.WaitGroup
-	for range 8 {
-		spawners.Go(func() {
-			for !stop.Load() {
-				if err := exec.Command(program).Run(); err != nil {
-					t.Error(err)
-					return
-				}
-			}
-		})
-	}
+	defer proctest.Storm(t, 8, func() error { return exec.Command(program).Run() })()
 	f := lockfile.At(path)
 	for range 1000 {
 		h, err := f.TryLock()
@@ -303,8 +286,6 @@ func TestExecStorm(t *testing.T) {
 		}
 		unlock(t, h)
 	}
-	stop.Store(true)
-	spawners.Wait()
 }
 
 // spawnAndHold takes the lock and starts a process that outlives it.

@@ -21,9 +21,9 @@ import (
 // hungLoader holds the load lock of a key, as a loader does that never ends.
 func hungLoader(t *testing.T, r *Registry, key string) *lockfile.Held {
 	t.Helper()
-	noErr(t, os.MkdirAll(filepath.Dir(keyLockPath(r.Dir(), key)), 0o700))
+	must(t, os.MkdirAll(filepath.Dir(keyLockPath(r.Dir(), key)), 0o700))
 	held, err := lockfile.At(keyLockPath(r.Dir(), key)).TryLock()
-	noErr(t, err)
+	must(t, err)
 	return held
 }
 
@@ -42,8 +42,8 @@ func TestWaiterLeavesADeletedRegistry(t *testing.T) {
 	awaitWaits(t, r, 1)
 	removeAll(t, r.Dir())
 	mustLoad(t, r, "k", small("1")).Close() // it joins the goroutine that waits
-	noErr(t, <-done)
-	noErr(t, held.Unlock())
+	must(t, <-done)
+	must(t, held.Unlock())
 }
 
 func TestCloseEndsAWait(t *testing.T) {
@@ -62,21 +62,21 @@ func TestCloseEndsAWait(t *testing.T) {
 			done <- err
 		}()
 		awaitWaits(t, r, before+1)
-		noErr(t, r.Close())
+		must(t, r.Close())
 		if ends {
-			noErr(t, held.Unlock())
+			must(t, held.Unlock())
 		}
 		if err := <-done; !errors.Is(err, ErrClosed) || loads != 0 {
 			t.Errorf("%v, %d loads after Close", err, loads)
 		}
 		if !ends {
-			noErr(t, held.Unlock())
+			must(t, held.Unlock())
 		}
 		dir := r.Dir()
 		wantNothingOpen(t, dir)
 		r = openOnly(t, dir, nil)
 	}
-	noErr(t, r.Close())
+	must(t, r.Close())
 }
 
 func TestRenamedRegistry(t *testing.T) {
@@ -84,7 +84,7 @@ func TestRenamedRegistry(t *testing.T) {
 	r := openOnly(t, dir, nil)
 	defer r.Close()
 	mustLoad(t, r, "k", small("1")).Close()
-	noErr(t, os.Rename(dir, dir+"-old"))
+	must(t, os.Rename(dir, dir+"-old"))
 	t.Cleanup(func() { os.RemoveAll(dir + "-old") })
 	mustGet(t, r, "k").Close() // nobody else has the name
 	fresh := openOnly(t, dir, nil)
@@ -103,7 +103,7 @@ func TestRegistryIsGivenAway(t *testing.T) {
 	r := openOnly(t, proctest.TmpRegistry(t), nil)
 	defer r.Close()
 	mustLoad(t, r, "k", small("1")).Close()
-	noErr(t, filepath.WalkDir(r.Dir(), func(p string, _ os.DirEntry, err error) error {
+	must(t, filepath.WalkDir(r.Dir(), func(p string, _ os.DirEntry, err error) error {
 		return errors.Join(err, os.Lchown(p, foreignUID, foreignUID))
 	}))
 	mustGet(t, r, "k").Close()
@@ -130,8 +130,8 @@ func TestOthersMayReadFromNowOn(t *testing.T) {
 	dir := proctest.TmpRegistry(t)
 	r := openOnly(t, dir, nil)
 	defer r.Close()
-	noErr(t, os.Chmod(dir, 0o755))
-	noErr(t, openOnly(t, dir, nil).Close()) // makes the folders within follow
+	must(t, os.Chmod(dir, 0o755))
+	must(t, openOnly(t, dir, nil).Close()) // makes the folders within follow
 	mustLoad(t, r, "k", small("1")).Close()
 	if a := runForeign(t, r.Dir(), 0, "get", "k"); a.Err.Text != "" {
 		t.Errorf("%+v", a)

@@ -201,7 +201,7 @@ func TestCrashReplacedAfterTheLease(t *testing.T) {
 	reader.AwaitStop(t)
 	src := small("2")
 	src.Replace = true
-	noErr(t, mustLoad(t, r, "k", src).Close())
+	must(t, mustLoad(t, r, "k", src).Close())
 	reader.Cont()
 	if a := lastWord[foreignAnswer](t, reader); a.Text != "weights 2" {
 		t.Errorf("%+v", a)

@@ -168,7 +168,7 @@ func leftByTheDead(t *testing.T, r *Registry) {
 func nearlyFull(t *testing.T, r *Registry) {
 	t.Helper()
 	loaded(t, r, "old", madeSource("1", map[string][]byte{"w.bin": randomBytes(1, 200_000)}))
-	noErr(t, r.Pin(ctxb, "keep"))
+	must(t, r.Pin(ctxb, "keep"))
 }
 
 // oneFile is the source w.bin. It is made when it is asked for: every process of

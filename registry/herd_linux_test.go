@@ -473,7 +473,7 @@ func TestReplaceWhileAnotherProcessHolds(t *testing.T) {
 		t.Errorf("%+v", s)
 	}
 	o, _, err := r.Watch().OverviewAndHolders()
-	noErr(t, err)
+	must(t, err)
 	if s := stats(t, r); o.Stats.Superseded != 1 || o.Stats.SupersededBytes != s.SupersededBytes || o.Stats.ModelBytes != s.ModelBytes {
 		t.Errorf("with holders %+v, without %+v", o.Stats, s)
 	}
@@ -605,22 +605,7 @@ func TestForkStormDuringLoads(t *testing.T) {
 	if err != nil {
 		t.Skip(err)
 	}
-	stop := make(chan struct{})
-	var storm sync.WaitGroup
-	for range 4 {
-		storm.Go(func() {
-			for {
-				select {
-				case <-stop:
-					return
-				default:
-					if err := exec.Command(sh).Run(); err != nil {
-						t.Error(err)
-					}
-				}
-			}
-		})
-	}
+	defer proctest.Storm(t, 4, func() error { return exec.Command(sh).Run() })()
 	rounds := 30
 	if testing.Short() {
 		rounds = 5
@@ -644,36 +629,13 @@ func TestForkStormDuringLoads(t *testing.T) {
 			}
 		}
 	}
-	close(stop)
-	storm.Wait()
 }
 
 // Signals that hit every thread again and again, as a profiler's do, spoil no load:
 // neither of a file, through the page cache or past it, nor of a function.
 func TestSignalStormDuringLoads(t *testing.T) {
 	r := newRegistry(t, nil)
-	stop := make(chan struct{})
-	var storm sync.WaitGroup
-	storm.Go(func() {
-		for {
-			select {
-			case <-stop:
-				return
-			default:
-			}
-			tasks, err := os.ReadDir("/proc/self/task")
-			if err != nil {
-				t.Error(err)
-				return
-			}
-			for _, task := range tasks {
-				tid, _ := strconv.Atoi(task.Name())
-				_ = unix.Tgkill(os.Getpid(), tid, unix.SIGURG) // the runtime's own, which it expects at any time
-			}
-		}
-	})
-	defer storm.Wait()
-	defer close(stop)
+	defer proctest.Storm(t, 1, proctest.SignalThreads)()
 	big := randomBytes(1, 20<<20)
 	file := fileSource(t, "w.bin", big)
 	for i, s := range []Source{file, file, madeSource("1", map[string][]byte{"w.bin": big, "x": []byte("x")})} {

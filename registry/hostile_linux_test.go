@@ -129,13 +129,13 @@ func TestSquatters(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			shm := proctest.TmpRegistry(t)
-			noErr(t, os.Mkdir(shm, 0o700))
-			noErr(t, os.Chmod(shm, 0o777|os.ModeSticky))
+			must(t, os.Mkdir(shm, 0o700))
+			must(t, os.Chmod(shm, 0o777|os.ModeSticky))
 			other := shm + "/other"
-			noErr(t, os.Mkdir(other, 0o755))
-			noErr(t, os.WriteFile(other+"/file", []byte("of the victim"), 0o600))
+			must(t, os.Mkdir(other, 0o755))
+			must(t, os.WriteFile(other+"/file", []byte("of the victim"), 0o600))
 			for _, path := range []string{other, other + "/file"} {
-				noErr(t, os.Chown(path, foreignUID, foreignUID))
+				must(t, os.Chown(path, foreignUID, foreignUID))
 			}
 			path := shm + "/registry"
 			owner := hostileUID
@@ -170,7 +170,7 @@ func TestSquatters(t *testing.T) {
 func pictureOf(t *testing.T, dir string) string {
 	t.Helper()
 	var b strings.Builder
-	noErr(t, filepath.WalkDir(dir, func(path string, _ fs.DirEntry, err error) error {
+	must(t, filepath.WalkDir(dir, func(path string, _ fs.DirEntry, err error) error {
 		if err != nil {
 			return err
 		}
@@ -231,7 +231,7 @@ func findLock(t *testing.T, r *Registry, m Info) (found Problem) {
 	// others come and go meanwhile.
 	for range 100 {
 		problems, err := r.Check(ctxb, CheckOptions{Data: true})
-		noErr(t, err)
+		must(t, err)
 		for _, p := range problems {
 			switch {
 			case p.Kind != "lock":
@@ -253,7 +253,7 @@ func TestStrangerWhoLocksEverything(t *testing.T) {
 	r := foreignRegistry(t) // with "k"
 	mustLoad(t, r, "other", small("o")).Close()
 	old, err := r.Entry("k")
-	noErr(t, err)
+	must(t, err)
 	p := startLockAll(t, r.Dir(), "ex", 8)
 
 	for _, key := range []string{"k", "other"} {
@@ -275,9 +275,9 @@ func TestStrangerWhoLocksEverything(t *testing.T) {
 		t.Error("the same generation")
 	}
 	again, err := Open(r.Dir(), nil)
-	noErr(t, err)
+	must(t, err)
 	mustGet(t, again, "k").Close()
-	noErr(t, again.Close())
+	must(t, again.Close())
 	if rep, err := r.GC(ctxb); err != nil || rep.Orphans != 0 {
 		t.Errorf("%+v, %v", rep, err)
 	}
@@ -294,11 +294,11 @@ func TestStrangerWhoLeasesEverything(t *testing.T) {
 	r := openRegistry(t, proctest.TmpRegistry(t), &Options{Mode: 0o755, Budget: 10 * mib})
 	loadIdle(t, r, "k", sized(6*mib))
 	e, err := r.Entry("k")
-	noErr(t, err)
+	must(t, err)
 	p := startLockAll(t, r.Dir(), "sh", 8)
 
 	m := mustGet(t, r, "k")
-	noErr(t, m.Verify(ctxb))
+	must(t, m.Verify(ctxb))
 	m.Close()
 	says := fmt.Sprintf("pid %d", p.PID())
 	err = r.Remove(ctxb, "k")
@@ -381,8 +381,8 @@ func callsWithKey(r *Registry, key string) map[string]error {
 // after its key, by letters that mean nothing to a path.
 func TestKeysNeverLeadOutside(t *testing.T) {
 	root := proctest.TmpRegistry(t)
-	noErr(t, os.Mkdir(root, 0o700))
-	noErr(t, os.WriteFile(root+"/canary", []byte("alive"), 0o600))
+	must(t, os.Mkdir(root, 0o700))
+	must(t, os.WriteFile(root+"/canary", []byte("alive"), 0o600))
 	r := openRegistry(t, root+"/reg", nil)
 	for _, key := range []string{
 		"..", ".", "/", "//", "../..", "../../canary", root + "/canary", "/etc/passwd", `..\..\canary`, "a/../../../../canary", "~", "-rf", "*",
@@ -393,8 +393,8 @@ func TestKeysNeverLeadOutside(t *testing.T) {
 		if in := v1(r.Dir(), layout.ModelsDir) + "/"; !strings.HasPrefix(filepath.Clean(m.Path())+"/", in) || filepath.Dir(filepath.Dir(filepath.Clean(m.Path())))+"/" != in {
 			t.Errorf("%q lies in %s", key, m.Path())
 		}
-		noErr(t, m.Close())
-		noErr(t, r.Remove(ctxb, key))
+		must(t, m.Close())
+		must(t, r.Remove(ctxb, key))
 	}
 	names, err := os.ReadDir(root)
 	if err != nil || len(names) != 2 {

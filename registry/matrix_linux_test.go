@@ -224,7 +224,7 @@ func expected(visitor, owner int, mode os.FileMode, trusted bool) map[string]str
 func (u *matrixUser) do(t *testing.T, o matrixOrder) (a matrixAnswer) {
 	t.Helper()
 	b, err := json.Marshal(o)
-	noErr(t, err)
+	must(t, err)
 	if _, err := u.p.Stdin.Write(append(b, '\n')); err != nil {
 		t.Fatalf("%v: %v\n%s", u, err, u.p.Stderr())
 	}
@@ -317,7 +317,7 @@ func (u *matrixUser) visit(t *testing.T, owner *matrixUser, dir string, mode os.
 func (u *matrixUser) wantFiles(t *testing.T, dir string, mode os.FileMode, group bool) {
 	t.Helper()
 	seen := 0
-	noErr(t, filepath.WalkDir(dir, func(path string, d os.DirEntry, err error) error {
+	must(t, filepath.WalkDir(dir, func(path string, d os.DirEntry, err error) error {
 		if err != nil {
 			return err
 		}

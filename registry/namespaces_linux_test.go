@@ -382,7 +382,7 @@ var otherUser = child("other-user", func(args []string) error {
 // wantOwner demands that all below dir belongs to one user.
 func wantOwner(t *testing.T, dir string, uid uint32) {
 	t.Helper()
-	noErr(t, filepath.WalkDir(dir, func(path string, _ os.DirEntry, err error) error {
+	must(t, filepath.WalkDir(dir, func(path string, _ os.DirEntry, err error) error {
 		var st unix.Stat_t
 		if err == nil {
 			err = unix.Lstat(path, &st)
@@ -431,7 +431,7 @@ func TestRootlessUserNamespace(t *testing.T) {
 		t.Errorf("another user who trusts him: %+v", a)
 	}
 	r, err := Open(dir, nil)
-	noErr(t, err)
+	must(t, err)
 	defer r.Close()
 	hs, err := r.Holders("k")
 	if err != nil || len(hs) != 1 || hs[0].PID != p.PID() || hs[0].UID != foreignUID {

@@ -64,9 +64,9 @@ func TestTruncationWithinACall(t *testing.T) {
 	r := openOnly(t, proctest.TmpRegistry(t), nil)
 	loadIdle(t, r, "k", small("1"))
 	p, err := r.host.here() // as each call does first
-	noErr(t, err)
+	must(t, err)
 	defer p.unref()
-	noErr(t, os.Truncate(tablePath(r.Dir()), 0))
+	must(t, os.Truncate(tablePath(r.Dir()), 0))
 	for name, call := range map[string]func() error{
 		"attach":    func() error { _, err := p.attachOnce(r, "k"); return err },
 		"list":      func() error { _, err := p.list(""); return err },
@@ -85,29 +85,29 @@ func TestHeaderChangedUnderAWriter(t *testing.T) {
 	r := newRegistry(t, nil)
 	loadIdle(t, r, "k", small("1"))
 	good, err := os.ReadFile(tablePath(r.Dir()))
-	noErr(t, err)
+	must(t, err)
 	write := func(b []byte) {
 		f, err := os.OpenFile(tablePath(r.Dir()), os.O_WRONLY, 0)
-		noErr(t, err)
+		must(t, err)
 		defer f.Close()
 		_, err = f.WriteAt(b, 0)
-		noErr(t, err)
+		must(t, err)
 	}
 	write(make([]byte, 64))
 	wantErr(t, r.Remove(ctxb, "k"), ErrCorrupt)
 	write(good[:64])
-	noErr(t, r.Remove(ctxb, "k"))
+	must(t, r.Remove(ctxb, "k"))
 }
 
 // An index that a stranger has filled has no entry left; the first load repairs it.
 func TestFullIndex(t *testing.T) {
 	r := newRegistry(t, nil)
 	f, err := os.OpenFile(tablePath(r.Dir()), os.O_WRONLY, 0)
-	noErr(t, err)
+	must(t, err)
 	defer f.Close()
 	end := layout.SlotsOffset(readTable(t, r.Dir()).Slots())
 	_, err = f.WriteAt([]byte(strings.Repeat("A", end-layout.HeaderSize)), layout.HeaderSize)
-	noErr(t, err)
+	must(t, err)
 	mustLoad(t, r, "k", small("1")).Close()
 	wantBytes(t, mustGet(t, r, "k"), "w.bin", []byte("weights 1"))
 }
@@ -132,17 +132,17 @@ func TestReplacementKeepsItsSlot(t *testing.T) {
 			r := newRegistry(t, &Options{Slots: layout.MinSlots})
 			loadIdle(t, r, "k", small("1"))
 			src := one("w.bin", -1, func(f *FileWriter) error {
-				noErr(t, r.Remove(ctxb, "k"))
+				must(t, r.Remove(ctxb, "k"))
 				for i := range layout.MinSlots - 1 {
 					m := mustLoad(t, r, fmt.Sprint("other/", i), small("1"))
 					if idle && i == 0 {
-						noErr(t, m.Close())
+						must(t, m.Close())
 					}
 				}
 				m, err := r.GetOrLoad(ctxb, "one more", small("1"))
 				if idle {
-					noErr(t, err)
-					noErr(t, m.Close())
+					must(t, err)
+					must(t, m.Close())
 				} else {
 					wantErr(t, err, ErrTableFull)
 				}
@@ -151,7 +151,7 @@ func TestReplacementKeepsItsSlot(t *testing.T) {
 			})
 			src.Replace = true
 			m, err := r.GetOrLoad(ctxb, "k", src)
-			noErr(t, err)
+			must(t, err)
 			defer m.Close()
 			wantBytes(t, m, "w.bin", []byte("second"))
 			if _, err = r.Entry("other/0"); errors.Is(err, ErrNotFound) != idle {
@@ -169,9 +169,9 @@ func TestRemoveAfterADeadLoader(t *testing.T) {
 		t.Errorf("left: %s", got)
 	}
 	m := mustLoad(t, r, "k", small("1"))
-	noErr(t, m.Close())
+	must(t, m.Close())
 	setWord(t, r.Dir(), "k", layout.MakeWord(layout.Evicting, m.Generation()))
-	noErr(t, r.Remove(ctxb, "k")) // what a dead remover began
+	must(t, r.Remove(ctxb, "k")) // what a dead remover began
 	wantErr(t, r.Remove(ctxb, "k"), ErrNotFound)
 }
 
@@ -183,7 +183,7 @@ func TestUndoOfADamagedGeneration(t *testing.T) {
 		"another key": func(t *testing.T, r *Registry, old Info) {
 			other := mustLoad(t, r, "other", small("1")).Info()
 			b, err := os.ReadFile(genPath(r.Dir(), other, layout.ManifestExt))
-			noErr(t, err)
+			must(t, err)
 			swap(t, genPath(r.Dir(), old, layout.ManifestExt), b)
 		},
 		"incomplete": func(t *testing.T, r *Registry, old Info) { removeFile(t, filepath.Join(old.Path, "w.bin")) },
@@ -193,7 +193,7 @@ func TestUndoOfADamagedGeneration(t *testing.T) {
 			old := mustLoad(t, r, "k", small("1"))
 			src := small("2")
 			src.Replace = true
-			noErr(t, mustLoad(t, r, "k", src).Close())
+			must(t, mustLoad(t, r, "k", src).Close())
 			damage(t, r, old.Info())
 			wantErr(t, undo(ctxb, r, "k"), ErrNoPrevious)
 			wantBytes(t, mustGet(t, r, "k"), "w.bin", []byte("weights 2"))
@@ -205,11 +205,11 @@ func TestUndoOfADamagedGeneration(t *testing.T) {
 func holdLoadLock(t *testing.T, r *Registry, key string) (release func()) {
 	t.Helper()
 	p, err := r.host.here()
-	noErr(t, err)
+	must(t, err)
 	defer p.unref()
 	held, err := p.lockFile(layout.StripeLock(layout.Stripe(key))).TryLock()
-	noErr(t, err)
-	return func() { noErr(t, held.Unlock()) }
+	must(t, err)
+	return func() { must(t, held.Unlock()) }
 }
 
 func TestLoadLockThatSomebodyHolds(t *testing.T) {
@@ -255,7 +255,7 @@ func TestFileOfTheSourceBecomesAFIFO(t *testing.T) {
 		if !swapped {
 			swapped = true
 			removeFile(t, filepath.Join(src.Path, "b"))
-			noErr(t, unix.Mkfifo(filepath.Join(src.Path, "b"), 0o600))
+			must(t, unix.Mkfifo(filepath.Join(src.Path, "b"), 0o600))
 		}
 	}
 	_, err := r.GetOrLoad(ctxb, "k", src)
@@ -266,9 +266,9 @@ func TestFileOfTheSourceBecomesAFIFO(t *testing.T) {
 func TestRelativeSourceWithoutAFolder(t *testing.T) {
 	r := newRegistry(t, nil)
 	dir := filepath.Join(t.TempDir(), "gone")
-	noErr(t, os.Mkdir(dir, 0o700))
+	must(t, os.Mkdir(dir, 0o700))
 	t.Chdir(dir)
-	noErr(t, os.Remove(dir))
+	must(t, os.Remove(dir))
 	_, err := r.GetOrLoad(ctxb, "k", Source{Path: "weights.bin"})
 	wantErr(t, err, ErrSource)
 }
@@ -278,8 +278,8 @@ func TestSourceWithTooManyFiles(t *testing.T) {
 	dir := t.TempDir()
 	for i := range layout.MaxFiles + 1 {
 		f, err := os.Create(fmt.Sprintf("%s/%05d", dir, i))
-		noErr(t, err)
-		noErr(t, f.Close())
+		must(t, err)
+		must(t, f.Close())
 	}
 	_, err := r.GetOrLoad(ctxb, "k", Source{Path: dir})
 	wantErr(t, err, ErrLimit)
@@ -299,16 +299,16 @@ func TestDigestsOfOtherBytes(t *testing.T) {
 	r := newRegistry(t, nil)
 	m := mustLoad(t, r, "k", small("1"))
 	text, err := os.ReadFile(genPath(r.Dir(), m.Info(), layout.ManifestExt))
-	noErr(t, err)
+	must(t, err)
 	man, err := layout.DecodeManifest(text)
-	noErr(t, err)
+	must(t, err)
 	other := [][layout.DigestSize]byte{digest.Sum([]byte("other bytes"))}
 	swap(t, genPath(r.Dir(), m.Info(), layout.DigestsExt), layout.EncodeDigests(man, digest.Algorithm, other))
 	err = m.Verify(ctxb)
 	wantErr(t, err, ErrCorrupt)
 	wantText(t, err, "w.bin", "chunk digests")
-	noErr(t, m.Close())
-	noErr(t, r.Remove(ctxb, "k"))
+	must(t, m.Close())
+	must(t, r.Remove(ctxb, "k"))
 }
 
 // endsAfter is a context that is over when it has been asked often enough.
@@ -365,13 +365,13 @@ func TestLoadUndoesADeadEviction(t *testing.T) {
 	m := mustLoad(t, r, "k", small("1"))
 	setWord(t, r.Dir(), "k", layout.MakeWord(layout.Evicting, m.Generation()))
 	other, err := Open(r.Dir(), nil)
-	noErr(t, err)
+	must(t, err)
 	defer other.Close()
 	again := mustLoad(t, other, "k", small("1"))
 	if again.Generation() != m.Generation() || m.Stale() {
 		t.Errorf("generation %d, was %d", again.Generation(), m.Generation())
 	}
-	noErr(t, again.Close())
+	must(t, again.Close())
 }
 
 // The manifest was locked when a load looked, by an evictor that looked at many
@@ -379,15 +379,15 @@ func TestLoadUndoesADeadEviction(t *testing.T) {
 func TestModelThatWasBusyForAMoment(t *testing.T) {
 	r := newRegistry(t, nil)
 	m := mustLoad(t, r, "k", small("1"))
-	noErr(t, m.Close())
+	must(t, m.Close())
 	manifest, err := os.Open(genPath(r.Dir(), m.Info(), layout.ManifestExt))
-	noErr(t, err)
+	must(t, err)
 	defer manifest.Close()
-	noErr(t, unix.Flock(int(manifest.Fd()), unix.LOCK_EX))
+	must(t, unix.Flock(int(manifest.Fd()), unix.LOCK_EX))
 	table, err := os.Open(v1(r.Dir(), layout.LocksDir, layout.TableLock))
-	noErr(t, err)
+	must(t, err)
 	defer table.Close()
-	noErr(t, unix.Flock(int(table.Fd()), unix.LOCK_EX))
+	must(t, unix.Flock(int(table.Fd()), unix.LOCK_EX))
 	result := make(chan *Model, 1)
 	go func() {
 		defer close(result)
@@ -403,8 +403,8 @@ func TestModelThatWasBusyForAMoment(t *testing.T) {
 		time.Sleep(time.Millisecond)
 	}
 	time.Sleep(50 * time.Millisecond) // the last try; should it come later, it succeeds
-	noErr(t, unix.Flock(int(manifest.Fd()), unix.LOCK_UN))
-	noErr(t, unix.Flock(int(table.Fd()), unix.LOCK_UN))
+	must(t, unix.Flock(int(manifest.Fd()), unix.LOCK_UN))
+	must(t, unix.Flock(int(table.Fd()), unix.LOCK_UN))
 	again, ok := <-result
 	if !ok {
 		return
@@ -412,5 +412,5 @@ func TestModelThatWasBusyForAMoment(t *testing.T) {
 	if again.Generation() != m.Generation() {
 		t.Errorf("replaced by generation %d", again.Generation())
 	}
-	noErr(t, again.Close())
+	must(t, again.Close())
 }

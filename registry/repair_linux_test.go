@@ -50,7 +50,7 @@ var damages = map[string]struct {
 		editTable(t, r.Dir(), func(e layout.Editor) { e.IndexInsert(7, "nobody") })
 	}, []string{"table: leads to no slot"}},
 	"another version": {func(t *testing.T, r *Registry, a Info) {
-		noErr(t, os.Mkdir(filepath.Join(r.Dir(), "v7"), 0o700))
+		must(t, os.Mkdir(filepath.Join(r.Dir(), "v7"), 0o700))
 	}, []string{"version: holds another layout version"}},
 	"a name beside the versions": {func(t *testing.T, r *Registry, a Info) {
 		writeFile(t, filepath.Join(r.Dir(), "notes.txt"), nil)
@@ -72,14 +72,14 @@ var damages = map[string]struct {
 	}, []string{"manifest: damaged", "payload: damaged"}},
 	"the manifest of another key": {func(t *testing.T, r *Registry, a Info) {
 		b, err := r.Entry("b")
-		noErr(t, err)
+		must(t, err)
 		text, err := os.ReadFile(genPath(r.Dir(), *b.Info, layout.ManifestExt))
-		noErr(t, err)
+		must(t, err)
 		swap(t, genPath(r.Dir(), a, layout.ManifestExt), text)
 	}, []string{`manifest: describes key "b"`, "payload: describes key"}},
 	"a FIFO as manifest": {func(t *testing.T, r *Registry, a Info) {
 		removeFile(t, genPath(r.Dir(), a, layout.ManifestExt))
-		noErr(t, unix.Mkfifo(genPath(r.Dir(), a, layout.ManifestExt), 0o444))
+		must(t, unix.Mkfifo(genPath(r.Dir(), a, layout.ManifestExt), 0o444))
 	}, []string{"manifest: is a FIFO", "payload: is a FIFO"}},
 	"digests that are gone": {func(t *testing.T, r *Registry, a Info) {
 		removeFile(t, genPath(r.Dir(), a, layout.DigestsExt))
@@ -88,18 +88,18 @@ var damages = map[string]struct {
 		removeFile(t, filepath.Join(a.Path, "one"))
 	}, []string{"payload: missing: a third party deleted it", "digest: no such file"}},
 	"a file in a folder's place": {func(t *testing.T, r *Registry, a Info) {
-		noErr(t, os.RemoveAll(a.Path))
-		noErr(t, os.WriteFile(a.Path, nil, 0o444))
+		must(t, os.RemoveAll(a.Path))
+		must(t, os.WriteFile(a.Path, nil, 0o444))
 	}, []string{"payload: not a directory", "digest: not a directory"}},
 	"a link in a file's place": {func(t *testing.T, r *Registry, a Info) {
 		removeFile(t, filepath.Join(a.Path, "one"))
-		noErr(t, os.Symlink("/etc/passwd", filepath.Join(a.Path, "one")))
+		must(t, os.Symlink("/etc/passwd", filepath.Join(a.Path, "one")))
 	}, []string{"payload: is no regular file", "digest: is a symbolic link"}},
 	"a file that is shorter": {func(t *testing.T, r *Registry, a Info) {
-		noErr(t, os.Truncate(filepath.Join(a.Path, "one"), 10))
+		must(t, os.Truncate(filepath.Join(a.Path, "one"), 10))
 	}, []string{"payload: has 10 bytes, published were 1000", "digest: has 10 bytes"}},
 	"a file that can be written": {func(t *testing.T, r *Registry, a Info) {
-		noErr(t, os.Chmod(filepath.Join(a.Path, "one"), 0o644))
+		must(t, os.Chmod(filepath.Join(a.Path, "one"), 0o644))
 	}, []string{"payload: is writable (mode 0644)"}},
 	"a file too many": {func(t *testing.T, r *Registry, a Info) {
 		writeFile(t, filepath.Join(a.Path, "more"), nil)
@@ -107,30 +107,30 @@ var damages = map[string]struct {
 	}, []string{"payload: is none of the model's files"}},
 	"a byte that was changed": {func(t *testing.T, r *Registry, a Info) {
 		path := filepath.Join(a.Path, "one")
-		noErr(t, os.Chmod(path, 0o600))
+		must(t, os.Chmod(path, 0o600))
 		f, err := os.OpenFile(path, os.O_WRONLY, 0)
-		noErr(t, err)
+		must(t, err)
 		_, err = f.WriteAt([]byte{^randomBytes(1, 1000)[500]}, 500)
-		noErr(t, err)
-		noErr(t, f.Close())
-		noErr(t, os.Chmod(path, 0o444))
+		must(t, err)
+		must(t, f.Close())
+		must(t, os.Chmod(path, 0o444))
 	}, []string{"digest: one: chunk 0"}},
 	"a generation that nobody names": {func(t *testing.T, r *Registry, a Info) {
 		setWord(t, r.Dir(), "a", layout.MakeWord(layout.Free, a.Generation))
 	}, []string{"leftover: no slot names this generation and nobody leases it", "table: leads to no slot"}},
 	"a manifest that cannot be opened, and nobody names": {func(t *testing.T, r *Registry, a Info) {
-		noErr(t, os.Symlink("/etc/passwd", v1(r.Dir(), layout.ModelsDir, layout.GenName(a.Epoch, 999)+layout.ManifestExt)))
+		must(t, os.Symlink("/etc/passwd", v1(r.Dir(), layout.ModelsDir, layout.GenName(a.Epoch, 999)+layout.ManifestExt)))
 	}, []string{"leftover: is a symbolic link"}},
 	"a name that means nothing": {func(t *testing.T, r *Registry, a Info) {
 		writeFile(t, v1(r.Dir(), layout.ModelsDir, "notes.txt"), nil)
 	}, []string{"leftover: belongs to no generation"}},
 	"a link in a lock file's place": {func(t *testing.T, r *Registry, a Info) {
 		removeAll(t, keyLockPath(r.Dir(), "a"))
-		noErr(t, os.Symlink("/etc/passwd", keyLockPath(r.Dir(), "a")))
+		must(t, os.Symlink("/etc/passwd", keyLockPath(r.Dir(), "a")))
 	}, []string{"lock: is no regular file"}},
 	"somebody else's lock file": {func(t *testing.T, r *Registry, a Info) {
 		needRoot(t)
-		noErr(t, os.Chown(keyLockPath(r.Dir(), "a"), foreignUID, -1))
+		must(t, os.Chown(keyLockPath(r.Dir(), "a"), foreignUID, -1))
 	}, []string{"lock: belongs to uid 12345"}},
 	"a stopped process with the table lock": {func(t *testing.T, r *Registry, a Info) {
 		p := startStopped(t, r.Dir(), "a")
@@ -175,14 +175,14 @@ func slotOf(t testing.TB, e layout.Editor, key string) int {
 func setWord(t *testing.T, dir, key string, w layout.Word) {
 	t.Helper()
 	b, err := os.ReadFile(tablePath(dir))
-	noErr(t, err)
+	must(t, err)
 	e, err := layout.NewEditor(b)
-	noErr(t, err)
+	must(t, err)
 	f, err := os.OpenFile(tablePath(dir), os.O_WRONLY, 0)
-	noErr(t, err)
+	must(t, err)
 	defer f.Close()
 	_, err = f.WriteAt(binary.LittleEndian.AppendUint64(nil, uint64(w)), int64(layout.SlotsOffset(e.Slots())+slotOf(t, e, key)*layout.SlotSize))
-	noErr(t, err)
+	must(t, err)
 }
 
 // TestEveryProblemHasARepair breaks a registry in every way that Check knows. Check
@@ -194,11 +194,11 @@ func TestEveryProblemHasARepair(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			r := newRegistry(t, nil)
 			a := mustLoad(t, r, "a", madeSource("a", files))
-			noErr(t, a.Close())
-			noErr(t, mustLoad(t, r, "b", madeSource("b", files)).Close())
+			must(t, a.Close())
+			must(t, mustLoad(t, r, "b", madeSource("b", files)).Close())
 			c.do(t, r, a.Info())
 			ps, err := r.Check(ctxb, CheckOptions{Data: true})
-			noErr(t, err)
+			must(t, err)
 			for _, p := range ps {
 				if !slices.ContainsFunc(c.want, func(w string) bool { return says(p, w) }) {
 					t.Errorf("not expected: %+v", p)
@@ -218,7 +218,7 @@ func TestEveryProblemHasARepair(t *testing.T) {
 					}
 				}
 				ps, err = r.Check(ctxb, CheckOptions{Data: true})
-				noErr(t, err)
+				must(t, err)
 			}
 			for _, p := range ps {
 				if !p.Note {
@@ -228,7 +228,7 @@ func TestEveryProblemHasARepair(t *testing.T) {
 			for key := range map[string]int{"a": 0, "b": 0} {
 				m := mustLoad(t, r, key, madeSource(key, files))
 				wantFiles(t, m, files)
-				noErr(t, m.Close())
+				must(t, m.Close())
 			}
 			removeAll(t, filepath.Join(r.Dir(), "v7"))
 		})
@@ -251,7 +251,7 @@ func follow(t *testing.T, r *Registry, p Problem) {
 	switch p.Repair {
 	case repairGC:
 		_, err := r.GC(ctxb)
-		noErr(t, err)
+		must(t, err)
 	case repairReload:
 		if err := r.Remove(ctxb, p.Key); err != nil {
 			wantErr(t, err, ErrNotFound) // by the repair of another problem
@@ -259,14 +259,14 @@ func follow(t *testing.T, r *Registry, p Problem) {
 	case repairUnlink:
 		removeAll(t, p.Path)
 		_, err := r.GC(ctxb)
-		noErr(t, err)
+		must(t, err)
 	case repairLock, repairName:
 		removeAll(t, p.Path)
 	case repairMode:
-		noErr(t, os.Chmod(p.Path, 0o444))
+		must(t, os.Chmod(p.Path, 0o444))
 	case repairHolder:
 		for _, l := range holdersOfLock(t, p.Path) {
-			noErr(t, unix.Kill(l, unix.SIGKILL))
+			must(t, unix.Kill(l, unix.SIGKILL))
 		}
 		awaitUnlocked(t, p.Path)
 	default:
@@ -278,11 +278,11 @@ func follow(t *testing.T, r *Registry, p Problem) {
 func holdersOfLock(t *testing.T, path string) (pids []int) {
 	t.Helper()
 	procs, err := filepath.Glob("/proc/[0-9]*/fd/*")
-	noErr(t, err)
+	must(t, err)
 	for _, fd := range procs {
 		if to, err := os.Readlink(fd); err == nil && to == path {
 			pid, err := strconv.Atoi(strings.Split(fd, "/")[2])
-			noErr(t, err)
+			must(t, err)
 			if pid != os.Getpid() {
 				pids = append(pids, pid)
 			}
@@ -298,9 +298,9 @@ func holdersOfLock(t *testing.T, path string) (pids []int) {
 func awaitUnlocked(t *testing.T, path string) {
 	t.Helper()
 	f, err := os.Open(path)
-	noErr(t, err)
+	must(t, err)
 	defer f.Close()
-	noErr(t, unix.Flock(int(f.Fd()), unix.LOCK_EX))
+	must(t, unix.Flock(int(f.Fd()), unix.LOCK_EX))
 }
 
 // reported is what a call of add can report.
@@ -320,7 +320,7 @@ func reportable(t *testing.T) (all []reported) {
 			t.Fatalf("an argument of add that is no literal: %#v", e)
 		}
 		s, err := strconv.Unquote(lit.Value)
-		noErr(t, err)
+		must(t, err)
 		return s
 	}
 	verb := regexp.MustCompile(`%#?[a-z]`)
@@ -345,7 +345,7 @@ func reportable(t *testing.T) (all []reported) {
 	}
 	for _, name := range []string{"check_linux.go", "check_files_linux.go"} {
 		tree, err := goparser.ParseFile(token.NewFileSet(), name, nil, 0)
-		noErr(t, err)
+		must(t, err)
 		ast.Inspect(tree, visit)
 	}
 	if len(all) < 15 {
@@ -366,32 +366,32 @@ func TestStatsCountTrouble(t *testing.T) {
 
 	setWord(t, r.Dir(), "k", layout.MakeWord(layout.Evicting, m.Generation()))
 	_, err := r.GC(ctxb)
-	noErr(t, err)
+	must(t, err)
 	if s := stats(t, r); s.Reclaimed != 2 {
 		t.Errorf("after a dead remover whose work was undone: %+v", s)
 	}
-	noErr(t, m.Close())
+	must(t, m.Close())
 	setWord(t, r.Dir(), "k", layout.MakeWord(layout.Evicting, m.Generation()))
 	writeFile(t, v1(r.Dir(), layout.ModelsDir, "notes.txt"), nil)
 	_, err = r.GC(ctxb)
-	noErr(t, err)
+	must(t, err)
 	s := stats(t, r)
 	if s.Reclaimed != 3 || s.Leftovers != 1 {
 		t.Errorf("after a dead remover, and a leftover: %+v", s)
 	}
 	c, err := r.Counters()
-	noErr(t, err)
+	must(t, err)
 	if c.Reclaimed != s.Reclaimed || c.Leftovers != s.Leftovers || c.Takeovers != s.Takeovers {
 		t.Errorf("this process alone did it, but all did %+v", c)
 	}
 
 	// A lock that somebody holds on a manifest is tried again three times.
 	m = mustLoad(t, r, "k", small("1"))
-	noErr(t, m.Close())
+	must(t, m.Close())
 	f, err := os.Open(genPath(r.Dir(), m.Info(), layout.ManifestExt))
-	noErr(t, err)
+	must(t, err)
 	defer f.Close()
-	noErr(t, unix.Flock(int(f.Fd()), unix.LOCK_EX))
+	must(t, unix.Flock(int(f.Fd()), unix.LOCK_EX))
 	_, err = r.Get("k")
 	wantErr(t, err, ErrBusy)
 	if s := stats(t, r); s.Retries != 3 {

@@ -315,7 +315,7 @@ func TestDefaultTmpfsOfAContainer(t *testing.T) {
 	mustGet(t, r, "a").Close()
 	path := filepath.Join(t.TempDir(), "w.bin")
 	writeFile(t, path, nil)
-	noErr(t, os.Truncate(path, 45*mib))
+	must(t, os.Truncate(path, 45*mib))
 	for name, src := range map[string]Source{
 		"path":     {Path: path, Progress: func(done, _ int64) { t.Errorf("%d bytes were loaded", done) }},
 		"function": one("w.bin", 45*mib, func(*FileWriter) error { return nil }),
@@ -336,7 +336,7 @@ func TestDefaultTmpfsOfAContainer(t *testing.T) {
 		}
 		wantKeys(t, r, "a", "b", "c", "used")
 	}
-	noErr(t, os.Truncate(path, 20*mib))
+	must(t, os.Truncate(path, 20*mib))
 	loadIdle(t, r, "d", Source{Path: path}) // 60 of 51
 	wantKeys(t, r, "a", "c", "d", "used")
 	loadIdle(t, r, "e", sized(15*mib)) // 55
@@ -591,7 +591,7 @@ func TestQuota(t *testing.T) {
 	}
 	at := t.TempDir()
 	for dir := at; dir != filepath.Clean(os.TempDir()); dir = filepath.Dir(dir) {
-		noErr(t, os.Chmod(dir, 0o755)) // so that the user comes there
+		must(t, os.Chmod(dir, 0o755)) // so that the user comes there
 	}
 	mount := "tmpfs:" + at + ":size=64m,mode=1777,usrquota,usrquota_block_hardlimit=8m"
 	a := lastWord[[]report](t, inContainer(t, unix.CLONE_NEWNS, mount, quotaLoader, at+"/reg"))
@@ -650,7 +650,7 @@ func TestSmallFilesAreATypedError(t *testing.T) {
 		dirs = append(dirs, proctest.TmpRegistry(t))
 	}
 	for _, dir := range dirs[:2] { // the others are made by the child
-		noErr(t, openRegistry(t, dir, nil).Close())
+		must(t, openRegistry(t, dir, nil).Close())
 	}
 	a := runChild[smallFilesAnswer](t, smallFiles, append([]string{src.Path}, dirs...)...)
 	for i, l := range a.Loads {
@@ -660,8 +660,8 @@ func TestSmallFilesAreATypedError(t *testing.T) {
 	}
 	for _, dir := range dirs {
 		m := mustLoad(t, openRegistry(t, dir, nil), "k", src)
-		noErr(t, m.Verify(ctxb))
-		noErr(t, m.Close())
+		must(t, m.Verify(ctxb))
+		must(t, m.Close())
 	}
 }
 
@@ -726,8 +726,8 @@ func TestClosedStandardStreams(t *testing.T) {
 			for i := range 10 {
 				m := mustGet(t, r, fmt.Sprint("k", i))
 				wantFiles(t, m, files)
-				noErr(t, m.Verify(ctxb))
-				noErr(t, m.Close())
+				must(t, m.Verify(ctxb))
+				must(t, m.Close())
 			}
 		})
 	}

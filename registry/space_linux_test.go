@@ -706,10 +706,10 @@ func twoMounts(t *testing.T) (root, readOnly string) {
 	}
 	err := unix.Mount(at, again, "", unix.MS_BIND, "")
 	root = detached(t, at)
-	noErr(t, err)
+	must(t, err)
 	err = unix.Mount("", again, "", unix.MS_BIND|unix.MS_REMOUNT|unix.MS_RDONLY, "")
 	readOnly = detached(t, again)
-	noErr(t, err)
+	must(t, err)
 	return root, readOnly
 }
 
@@ -719,14 +719,14 @@ func TestReadOnlyMount(t *testing.T) {
 	root, view := twoMounts(t)
 	writer := openRegistry(t, root+"/reg", nil)
 	files := map[string][]byte{"w.bin": randomBytes(1, 5000)}
-	noErr(t, mustLoad(t, writer, "k", madeSource("1", files)).Close())
+	must(t, mustLoad(t, writer, "k", madeSource("1", files)).Close())
 	r, err := Open(view+"/reg", nil)
-	noErr(t, err)
+	must(t, err)
 	m := mustGet(t, r, "k")
 	wantFiles(t, m, files)
 	wantErr(t, writer.Remove(ctxb, "k"), ErrInUse)
-	noErr(t, m.Close())
-	noErr(t, mustLoad(t, r, "k", madeSource("1", files)).Close())
+	must(t, m.Close())
+	must(t, mustLoad(t, r, "k", madeSource("1", files)).Close())
 	for name, call := range map[string]func() error{
 		"GetOrLoad": func() error { _, err := r.GetOrLoad(ctxb, "new", madeSource("1", files)); return err },
 		"Remove":    func() error { return r.Remove(ctxb, "k") },
@@ -740,7 +740,7 @@ func TestReadOnlyMount(t *testing.T) {
 		}
 	}
 	ps, err := r.Check(ctxb, CheckOptions{Data: true})
-	noErr(t, err)
+	must(t, err)
 	if len(ps) > 0 {
 		t.Errorf("%+v", ps)
 	}
@@ -763,6 +763,6 @@ func TestReadOnlyMount(t *testing.T) {
 	}()
 	<-begun
 	time.AfterFunc(20*time.Millisecond, func() { close(goOn) }) // either way it is right
-	noErr(t, mustLoad(t, r, "slow", madeSource("1", files)).Close())
-	noErr(t, r.Close())
+	must(t, mustLoad(t, r, "slow", madeSource("1", files)).Close())
+	must(t, r.Close())
 }

@@ -35,13 +35,13 @@ func TestHostileDirectories(t *testing.T) {
 		make func(t *testing.T, dir string)
 		says string
 	}{
-		"symbolic link": {func(t *testing.T, dir string) { other(t, dir); noErr(t, os.Symlink(dir+"-other", dir)) }, "symbolic link"},
-		"dangling link": {func(t *testing.T, dir string) { noErr(t, os.Symlink("/nowhere/at/all", dir)) }, "symbolic link"},
-		"FIFO":          {func(t *testing.T, dir string) { noErr(t, unix.Mkfifo(dir, 0o600)) }, "FIFO"},
-		"file":          {func(t *testing.T, dir string) { noErr(t, os.WriteFile(dir, nil, 0o600)) }, "file"},
+		"symbolic link": {func(t *testing.T, dir string) { other(t, dir); must(t, os.Symlink(dir+"-other", dir)) }, "symbolic link"},
+		"dangling link": {func(t *testing.T, dir string) { must(t, os.Symlink("/nowhere/at/all", dir)) }, "symbolic link"},
+		"FIFO":          {func(t *testing.T, dir string) { must(t, unix.Mkfifo(dir, 0o600)) }, "FIFO"},
+		"file":          {func(t *testing.T, dir string) { must(t, os.WriteFile(dir, nil, 0o600)) }, "file"},
 		"socket": {func(t *testing.T, dir string) {
 			l, err := net.Listen("unix", dir)
-			noErr(t, err)
+			must(t, err)
 			t.Cleanup(func() { l.Close() })
 		}, "socket"},
 		"group-writable":        {func(t *testing.T, dir string) { mkdirMode(t, dir, 0o770) }, "mode 0770"},
@@ -71,56 +71,49 @@ func TestHostileDirectories(t *testing.T) {
 	}
 }
 
-func noErr(t testing.TB, err error) {
-	t.Helper()
-	if err != nil {
-		t.Fatal(err)
-	}
-}
-
 func mkdirMode(t *testing.T, dir string, mode os.FileMode) {
 	t.Helper()
-	noErr(t, os.Mkdir(dir, 0o700))
-	noErr(t, os.Chmod(dir, mode))
+	must(t, os.Mkdir(dir, 0o700))
+	must(t, os.Chmod(dir, mode))
 }
 
 // The same within the registry's directory: its owner's process is not to be led
 // elsewhere by a name that another user was able to place.
 func TestHostileNamesWithinTheDirectory(t *testing.T) {
 	for name, make := range map[string]func(t *testing.T, dir string){
-		"v1 is a link": func(t *testing.T, dir string) { noErr(t, os.Symlink("/tmp", dir+"/v1")) },
-		"v1 is a file": func(t *testing.T, dir string) { noErr(t, os.WriteFile(dir+"/v1", nil, 0o600)) },
+		"v1 is a link": func(t *testing.T, dir string) { must(t, os.Symlink("/tmp", dir+"/v1")) },
+		"v1 is a file": func(t *testing.T, dir string) { must(t, os.WriteFile(dir+"/v1", nil, 0o600)) },
 		"v1 writable":  func(t *testing.T, dir string) { mkdirMode(t, dir+"/v1", 0o777) },
 		"table is a link": func(t *testing.T, dir string) {
 			mkdirMode(t, dir+"/v1", 0o700)
-			noErr(t, os.Symlink("/etc/passwd", dir+"/v1/registry"))
+			must(t, os.Symlink("/etc/passwd", dir+"/v1/registry"))
 		},
 		"table is a FIFO": func(t *testing.T, dir string) {
 			mkdirMode(t, dir+"/v1", 0o700)
-			noErr(t, unix.Mkfifo(dir+"/v1/registry", 0o644))
+			must(t, unix.Mkfifo(dir+"/v1/registry", 0o644))
 		},
 		"table is a folder": func(t *testing.T, dir string) {
 			mkdirMode(t, dir+"/v1", 0o700)
 			mkdirMode(t, dir+"/v1/registry", 0o700)
 		},
 		"table is a socket":   func(t *testing.T, dir string) { mkdirMode(t, dir+"/v1", 0o700); listen(t, dir+"/v1/registry") },
-		"table is writable":   func(t *testing.T, dir string) { real(t, dir); noErr(t, os.Chmod(dir+"/v1/registry", 0o666)) },
-		"table has two names": func(t *testing.T, dir string) { real(t, dir); noErr(t, os.Link(dir+"/v1/registry", dir+"/v1/second")) },
+		"table is writable":   func(t *testing.T, dir string) { real(t, dir); must(t, os.Chmod(dir+"/v1/registry", 0o666)) },
+		"table has two names": func(t *testing.T, dir string) { real(t, dir); must(t, os.Link(dir+"/v1/registry", dir+"/v1/second")) },
 		"m is a link": func(t *testing.T, dir string) {
 			real(t, dir)
-			noErr(t, os.RemoveAll(dir+"/v1/m"))
-			noErr(t, os.Symlink("/tmp", dir+"/v1/m"))
+			must(t, os.RemoveAll(dir+"/v1/m"))
+			must(t, os.Symlink("/tmp", dir+"/v1/m"))
 		},
 		"w is a link": func(t *testing.T, dir string) {
 			real(t, dir)
-			noErr(t, os.RemoveAll(dir+"/v1/w"))
-			noErr(t, os.Symlink("/tmp", dir+"/v1/w"))
+			must(t, os.RemoveAll(dir+"/v1/w"))
+			must(t, os.Symlink("/tmp", dir+"/v1/w"))
 		},
-		"m is writable": func(t *testing.T, dir string) { real(t, dir); noErr(t, os.Chmod(dir+"/v1/m", 0o777)) },
+		"m is writable": func(t *testing.T, dir string) { real(t, dir); must(t, os.Chmod(dir+"/v1/m", 0o777)) },
 	} {
 		t.Run(name, func(t *testing.T) {
 			dir := proctest.TmpRegistry(t)
-			noErr(t, os.MkdirAll(dir, 0o700))
+			must(t, os.MkdirAll(dir, 0o700))
 			make(t, dir)
 			r, err := Open(dir, nil)
 			if err == nil {
@@ -136,7 +129,7 @@ func TestHostileNamesWithinTheDirectory(t *testing.T) {
 
 func listen(t *testing.T, path string) {
 	l, err := net.Listen("unix", path)
-	noErr(t, err)
+	must(t, err)
 	t.Cleanup(func() { l.Close() })
 }
 
@@ -144,17 +137,17 @@ func listen(t *testing.T, path string) {
 func real(t *testing.T, dir string) {
 	t.Helper()
 	r, err := Open(dir, nil)
-	noErr(t, err)
-	noErr(t, r.Close())
+	must(t, err)
+	must(t, r.Close())
 }
 
 func TestHostileManifests(t *testing.T) {
 	for name, make := range map[string]func(t *testing.T, path string){
-		"link":      func(t *testing.T, p string) { noErr(t, os.Symlink("/etc/passwd", p)) },
-		"FIFO":      func(t *testing.T, p string) { noErr(t, unix.Mkfifo(p, 0o444)) },
-		"folder":    func(t *testing.T, p string) { noErr(t, os.Mkdir(p, 0o755)) },
-		"two names": func(t *testing.T, p string) { noErr(t, os.WriteFile(p, nil, 0o444)); noErr(t, os.Link(p, p+"-2")) },
-		"writable":  func(t *testing.T, p string) { noErr(t, os.WriteFile(p, nil, 0o666)); noErr(t, os.Chmod(p, 0o666)) },
+		"link":      func(t *testing.T, p string) { must(t, os.Symlink("/etc/passwd", p)) },
+		"FIFO":      func(t *testing.T, p string) { must(t, unix.Mkfifo(p, 0o444)) },
+		"folder":    func(t *testing.T, p string) { must(t, os.Mkdir(p, 0o755)) },
+		"two names": func(t *testing.T, p string) { must(t, os.WriteFile(p, nil, 0o444)); must(t, os.Link(p, p+"-2")) },
+		"writable":  func(t *testing.T, p string) { must(t, os.WriteFile(p, nil, 0o666)); must(t, os.Chmod(p, 0o666)) },
 	} {
 		t.Run(name, func(t *testing.T) {
 			r := newRegistry(t, nil)
@@ -170,7 +163,7 @@ func TestHostileManifests(t *testing.T) {
 				wantErr(t, err, ErrUntrusted)
 			}
 			// What only the owner can have made is his to remove.
-			noErr(t, os.RemoveAll(path))
+			must(t, os.RemoveAll(path))
 			if _, err := r.GC(ctxb); err != nil {
 				t.Error(err)
 			}
@@ -182,7 +175,7 @@ func TestHostileManifests(t *testing.T) {
 func TestNotATmpfs(t *testing.T) {
 	dir := filepath.Join(t.TempDir(), "reg")
 	var st unix.Statfs_t
-	noErr(t, unix.Statfs(t.TempDir(), &st))
+	must(t, unix.Statfs(t.TempDir(), &st))
 	if st.Type == unix.TMPFS_MAGIC {
 		t.Skip("the temporary directory is a tmpfs")
 	}
@@ -200,7 +193,7 @@ func TestMustExist(t *testing.T) {
 	_, err := Open(dir, &Options{MustExist: true})
 	wantErr(t, err, ErrNoRegistry)
 	wantText(t, err, dir)
-	noErr(t, os.Mkdir(dir, 0o700))
+	must(t, os.Mkdir(dir, 0o700))
 	_, err = Open(dir, &Options{MustExist: true})
 	wantErr(t, err, ErrNoRegistry)
 	if names, err := os.ReadDir(dir); err != nil || len(names) > 0 {
@@ -208,8 +201,8 @@ func TestMustExist(t *testing.T) {
 	}
 	openRegistry(t, dir, nil)
 	r, err := Open(dir, &Options{MustExist: true})
-	noErr(t, err)
-	noErr(t, r.Close())
+	must(t, err)
+	must(t, r.Close())
 }
 
 func TestDirectoryModes(t *testing.T) {
@@ -225,7 +218,7 @@ func TestDirectoryModes(t *testing.T) {
 				m, err = r.GetOrLoad(ctxb, "k", madeSource("1", map[string][]byte{"sub/w.bin": []byte("x")}))
 			}
 			unix.Umask(old)
-			noErr(t, err)
+			must(t, err)
 			for path, mode := range map[string]os.FileMode{
 				"": c.dir, "v1": c.dir, "v1/m": c.dir, "v1/w": c.w, "v1/registry": c.table, "v1/w/table": 0o600,
 			} {
@@ -237,8 +230,8 @@ func TestDirectoryModes(t *testing.T) {
 			wantMode(t, m.Path()+"/sub/w.bin", 0o444)
 			wantMode(t, genPath(dir, m.Info(), layout.ManifestExt), 0o444)
 			wantMode(t, genPath(dir, m.Info(), layout.DigestsExt), 0o444)
-			noErr(t, m.Close())
-			noErr(t, r.Close())
+			must(t, m.Close())
+			must(t, r.Close())
 		}
 	}
 	for _, mode := range []os.FileMode{0o777, 0o770, 0o750, 0o1777} {
@@ -252,7 +245,7 @@ func TestDirectoryModes(t *testing.T) {
 func wantMode(t *testing.T, path string, mode os.FileMode) {
 	t.Helper()
 	fi, err := os.Lstat(path)
-	noErr(t, err)
+	must(t, err)
 	if fi.Mode().Perm() != mode {
 		t.Errorf("%s: mode %#o, want %#o", path, fi.Mode().Perm(), mode)
 	}
@@ -262,10 +255,10 @@ func wantMode(t *testing.T, path string, mode os.FileMode) {
 func TestOwnDirectoriesAreRepaired(t *testing.T) {
 	r := newRegistry(t, nil)
 	loadIdle(t, r, "k", small("1"))
-	noErr(t, os.Chmod(r.Dir()+"/v1/w", 0))
-	noErr(t, os.Chmod(r.Dir()+"/v1/m", 0o500))
+	must(t, os.Chmod(r.Dir()+"/v1/w", 0))
+	must(t, os.Chmod(r.Dir()+"/v1/m", 0o500))
 	again, err := Open(r.Dir(), nil)
-	noErr(t, err)
+	must(t, err)
 	defer again.Close()
 	wantMode(t, r.Dir()+"/v1/w", 0o700)
 	wantMode(t, r.Dir()+"/v1/m", 0o700)
@@ -459,8 +452,8 @@ func TestUntrustedOwner(t *testing.T) {
 	needRoot(t)
 	dir := proctest.TmpRegistry(t)
 	const owner = foreignUID + 1
-	noErr(t, os.Mkdir(dir, 0o755))
-	noErr(t, os.Chown(dir, owner, owner))
+	must(t, os.Mkdir(dir, 0o755))
+	must(t, os.Chown(dir, owner, owner))
 	a := runForeign(t, dir, 0, "get", "k")
 	if !a.Err.is("ErrUntrusted") || !strings.Contains(a.Err.Text, fmt.Sprintf("uid %d", owner)) {
 		t.Errorf("%+v", a)
@@ -474,12 +467,12 @@ func TestUntrustedOwner(t *testing.T) {
 func TestTableOfAnotherOwner(t *testing.T) {
 	r := foreignRegistry(t)
 	dir := r.Dir()
-	noErr(t, r.Close())
-	noErr(t, os.Chown(tablePath(dir), foreignUID, foreignUID))
+	must(t, r.Close())
+	must(t, os.Chown(tablePath(dir), foreignUID, foreignUID))
 	_, err := Open(dir, nil)
 	wantErr(t, err, ErrUntrusted)
 	wantText(t, err, fmt.Sprintf("uid %d", foreignUID))
-	noErr(t, os.Chown(tablePath(dir), 0, 0))
+	must(t, os.Chown(tablePath(dir), 0, 0))
 }
 
 // ownerProcess is a user with a registry of his own: dir. It loads "k" and holds it
@@ -529,7 +522,7 @@ func TestRootInAnotherUsersRegistry(t *testing.T) {
 	p := proctest.Start(t, ownerProcess, dir)
 	p.Line(t)
 	r, err := Open(dir, nil)
-	noErr(t, err)
+	must(t, err)
 	defer r.Close()
 	m := mustGet(t, r, "k")
 	wantBytes(t, m, "w.bin", []byte("weights 1"))
@@ -544,9 +537,9 @@ func TestRootInAnotherUsersRegistry(t *testing.T) {
 	wantErr(t, err, ErrInUse)
 	wantText(t, err, fmt.Sprint(p.PID()))
 	_, err = io.WriteString(p.Stdin, "x")
-	noErr(t, err)
+	must(t, err)
 	p.Line(t)
-	noErr(t, r.Remove(ctxb, "k"))
+	must(t, r.Remove(ctxb, "k"))
 	if _, err := r.GC(ctxb); err != nil {
 		t.Error(err)
 	}
@@ -554,7 +547,7 @@ func TestRootInAnotherUsersRegistry(t *testing.T) {
 		t.Errorf("%+v, %v", problems, err)
 	}
 	// Nothing in there belongs to root now.
-	noErr(t, filepath.Walk(dir, func(path string, fi os.FileInfo, err error) error {
+	must(t, filepath.Walk(dir, func(path string, fi os.FileInfo, err error) error {
 		var st unix.Stat_t
 		if err == nil {
 			err = unix.Lstat(path, &st)
@@ -565,7 +558,7 @@ func TestRootInAnotherUsersRegistry(t *testing.T) {
 		return err
 	}))
 	_, err = io.WriteString(p.Stdin, "x")
-	noErr(t, err)
+	must(t, err)
 	if line := p.Line(t); line != "loaded" {
 		t.Errorf("%s\n%s", line, p.Stderr())
 	}
@@ -580,10 +573,10 @@ func TestAnotherUserMakesTheRegistryAnew(t *testing.T) {
 	needRoot(t)
 	dir := proctest.TmpRegistry(t)
 	r, err := Open(dir, nil)
-	noErr(t, err)
+	must(t, err)
 	defer r.Close()
 	mustLoad(t, r, "k", small("0")).Close()
-	noErr(t, os.RemoveAll(dir))
+	must(t, os.RemoveAll(dir))
 	p := proctest.Start(t, ownerProcess, dir)
 	p.Line(t)
 	m := mustGet(t, r, "k")
@@ -629,7 +622,7 @@ var lockingStranger = child("locking-stranger", func(args []string) error {
 func TestStrangerWhoLocksTheManifest(t *testing.T) {
 	r := foreignRegistry(t)
 	i, err := r.Entry("k")
-	noErr(t, err)
+	must(t, err)
 	p := proctest.Start(t, lockingStranger, genPath(r.Dir(), *i.Info, layout.ManifestExt))
 	p.Line(t)
 	_, err = r.Get("k")
@@ -661,17 +654,17 @@ func TestForeignLease(t *testing.T) {
 	wantErr(t, err, ErrInUse)
 	wantText(t, err, fmt.Sprint(p.PID()))
 	p.Kill()
-	noErr(t, r.Remove(ctxb, "k"))
+	must(t, r.Remove(ctxb, "k"))
 }
 
 // A user who cannot enter the directory of the models says so.
 func TestPermissionErrorsAreTyped(t *testing.T) {
 	r := foreignRegistry(t)
-	noErr(t, os.Chmod(r.Dir()+"/v1/m", 0o700))
+	must(t, os.Chmod(r.Dir()+"/v1/m", 0o700))
 	if a := runForeign(t, r.Dir(), 0, "get", "k"); a.Err.Text == "" || !strings.Contains(a.Err.Text, "permission denied") {
 		t.Errorf("%+v", a)
 	}
-	noErr(t, os.Chmod(r.Dir()+"/v1/m", 0o755))
+	must(t, os.Chmod(r.Dir()+"/v1/m", 0o755))
 }
 
 // A mount in the middle of the registry separates the table from its models.
@@ -684,7 +677,7 @@ func TestAnotherFileSystemWithin(t *testing.T) {
 	dir := proctest.TmpRegistry(t)
 	real(t, dir)
 	exe, err := os.Executable()
-	noErr(t, err)
+	must(t, err)
 	// In a mount namespace of its own, which takes the mount away with it.
 	cmd := exec.Command(unshare, "-m", "--propagation", "private", "sh", "-c",
 		fmt.Sprintf("mount -t tmpfs -o mode=700 tmpfs %s/v1/m && exec %s", dir, exe))

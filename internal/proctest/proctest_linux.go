@@ -12,7 +12,10 @@ import (
 	"path/filepath"
 	"strconv"
 	"strings"
+	"sync"
+	"sync/atomic"
 	"syscall"
+	"testing"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -209,5 +212,41 @@ func AwaitEnd(t TB, pid int) {
 			t.Fatalf("pid %d is still there at the end of the test's time", pid)
 		default:
 		}
+	}
+}
+
+// SignalThreads interrupts every thread of this process, with the signal by which
+// the runtime preempts goroutines: it expects it at any time.
+func SignalThreads() error {
+	tasks, err := os.ReadDir("/proc/self/task")
+	if err != nil {
+		return err
+	}
+	for _, task := range tasks {
+		tid, _ := strconv.Atoi(task.Name())
+		_ = unix.Tgkill(os.Getpid(), tid, unix.SIGURG) // it may have ended
+	}
+	return nil
+}
+
+// Storm does something in n goroutines, again and again until it fails or stop is
+// called, which waits for them.
+func Storm(t testing.TB, n int, do func() error) (stop func()) {
+	t.Helper()
+	var over atomic.Bool
+	var wg sync.WaitGroup
+	for range n {
+		wg.Go(func() {
+			for !over.Load() {
+				if err := do(); err != nil {
+					t.Error(err)
+					return
+				}
+			}
+		})
+	}
+	return func() {
+		over.Store(true)
+		wg.Wait()
 	}
 }
